@@ -1,0 +1,88 @@
+"""Activations by name: elementwise functions of a tensor, in the dtype that comes in. Units with a gate are feed-forward layers.
+
+gelu: arXiv:1606.08415 · swish: arXiv:1710.05941 · squared relu: arXiv:2109.08668 · squareplus: arXiv:2112.11687
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fishpaw.errors import ConfigError
+
+__all__ = ["NAMES", "Activation", "gelu", "gelu_tanh", "get", "relu", "squared_relu", "squareplus", "swish", "tanh"]
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Φ(x), with the normal distribution function itself (erf). BERT's."""
+    return functional.gelu(x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """gelu by its approximation x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, within 5e-4 of it. GPT-2's and bert4keras's."""
+    return functional.gelu(x, approximate="tanh")
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return functional.relu(x)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)². Primer's."""
+    return functional.relu(x).square()
+
+
+def squareplus(x: Tensor, *, b: float = 4.0) -> Tensor:
+    """(x + √(x² + b)) / 2: a smooth relu without exp. b > 0.
+
+    b = 4 has softplus's curvature at 0, b = 1.52382103 is nearest to softplus everywhere, b -> 0 is relu. The root is a
+    hypot, so that a large x doesn't overflow, and a negative x uses b / (2 (√(x² + b) - x)), which cancels nothing.
+    """
+    if not b > 0:
+        raise ConfigError(f"squareplus needs b > 0; it has b = {b!r}.", fix="Use b = 4, or relu for the limit b = 0.")
+    root = torch.hypot(x, x.new_tensor(b).sqrt())
+    return torch.where(x < 0, b / (2 * (root + x.abs())), (root + x.abs()) / 2)
+
+
+def swish(x: Tensor) -> Tensor:
+    """x sigmoid(x), also called silu."""
+    return functional.silu(x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent. The pooler's."""
+    return torch.tanh(x)
+
+
+# Ours first, then what transformers and bert4keras call them in their configurations.
+NAMES: dict[str, Activation] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+    "squared_relu": squared_relu,
+    "squareplus": squareplus,
+    "swish": swish,
+    "tanh": tanh,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu2": squared_relu,
+    "silu": swish,
+}
+
+
+def get(name: str | Activation) -> Activation:
+    """The function of this name, or the function itself; an unknown name is a ConfigError that lists the names and says the nearest."""
+    if callable(name):
+        return name
+    if name in NAMES:
+        return NAMES[name]
+    near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+    hint = f'Did you mean "{near[0]}"? ' if near else ""
+    raise ConfigError(f'There is no activation "{name}".', fix=f"{hint}The names are {', '.join(sorted(NAMES))}.")

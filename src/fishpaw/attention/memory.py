@@ -1,0 +1,60 @@
+"""What attention remembers between the steps of decoding: keys and values in one preallocated buffer a prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["KeyValue"]
+
+LEAST = 64
+"""Cells of a first buffer; a full one is doubled, so that appending costs a constant time on average."""
+
+
+class KeyValue:
+    """Keys and values [p h k d] of p prompts. Live rows of a prompt share its buffer: moving them costs nothing here."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """New k, v [p h m d] -> all so far [p h k d], views of the buffers."""
+        end = self.length + k.shape[2]
+        self.keys, self.values = self._room(self.keys, k, end), self._room(self.values, v, end)
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.read()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """All so far, [p h k d]."""
+        if self.keys is None or self.values is None:
+            raise ValueError("the memory is empty: read the prompt first")
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def select(self, lanes: Tensor) -> None:
+        """Lanes share their prompt's keys: nothing to move."""
+
+    def take(self, prompts: Tensor) -> None:
+        """Keep the prompts [p'] only."""
+        k, v = self.read()
+        self.keys, self.values = k[prompts], v[prompts]
+
+    def compact(self, cells: Tensor) -> None:
+        """Keep the stored keys cells [p k'] only, in that order."""
+        k, v = self.read()
+        index = cells[:, None, :, None]
+        self.keys = k.gather(2, index.expand(-1, k.shape[1], -1, k.shape[3]))
+        self.values = v.gather(2, index.expand(-1, v.shape[1], -1, v.shape[3]))
+        self.length = cells.shape[1]
+
+    def _room(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
+        if buffer is not None and end <= buffer.shape[2]:
+            return buffer
+        b, h, _, d = new.shape
+        larger = torch.empty(b, h, max(2 * end, LEAST), d, dtype=new.dtype, device=new.device)
+        if buffer is not None:
+            larger[:, :, : self.length] = buffer[:, :, : self.length]
+        return larger

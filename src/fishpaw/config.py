@@ -1,0 +1,216 @@
+"""The shape of a model as data: one frozen dataclass, validated when made, equal after a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from fishpaw.errors import ConfigError
+from fishpaw.switch import Spec, nearest, spec_name, spec_options
+
+__all__ = ["MOST_PARAMETERS", "ModelConfig"]
+
+MOST_PARAMETERS = 10**12
+"""A config.json that asks for more is refused before anything is allocated."""
+
+_SWITCHES = ("activation", "attention", "position", "mask", "norm")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Every switch of a Transformer. A switch is a name, {"name": …, option: …} or, from Python, a callable.
+
+    Sizes count units, not bytes; `head_size`, `key_value_heads` and `embedding_size` default to what BERT does. `heads` are the output
+    heads ("pooler", "nsp", "mlm", "lm", {"name": "classifier", "labels": […]}). `encoder`, where given, is the configuration of the
+    encoder that this decoder reads through cross-attention. Errors: ConfigError that names the field.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    attention_heads: int
+    intermediate_size: int
+    family: str = "bert"
+    head_size: int | None = None
+    key_value_heads: int | None = None
+    embedding_size: int | None = None
+    segments: int = 2
+    max_positions: int = 512
+    pad_id: int = 0
+    activation: str | Callable[[Any], Any] = "gelu"
+    attention: Spec = "softmax"
+    position: Spec = "learned"
+    mask: Spec = "full"
+    norm: Spec = "layer"
+    norm_at: str = "post"
+    embedding_norm: bool = True
+    residual_scores: bool = False
+    stream: str = "tokens"
+    tie_embeddings: bool = True
+    heads: tuple[Spec, ...] = ()
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    init_std: float = 0.02
+    encoder: ModelConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "layers", "attention_heads", "intermediate_size", "max_positions"):
+            _whole(name, getattr(self, name), least=1)
+        for name in ("segments", "pad_id"):
+            _whole(name, getattr(self, name), least=0)
+        if self.head_size is None:
+            if self.hidden_size % self.attention_heads:
+                raise ConfigError(
+                    f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}.",
+                    fix="Change one of them, or give head_size.",
+                )
+            self._fill("head_size", self.hidden_size // self.attention_heads)
+        if self.key_value_heads is None:
+            self._fill("key_value_heads", self.attention_heads)
+        if self.embedding_size is None:
+            self._fill("embedding_size", self.hidden_size)
+        for name in ("head_size", "key_value_heads", "embedding_size"):
+            _whole(name, getattr(self, name), least=1)
+        if self.attention_heads % self.keys:
+            raise ConfigError(
+                f"attention_heads {self.attention_heads} is not a multiple of key_value_heads {self.keys}.", fix="Change one of them."
+            )
+        _one_of("norm_at", self.norm_at, ("post", "pre"))
+        _one_of("stream", self.stream, ("tokens", "positions"))
+        for name in ("dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ConfigError(f"{name} is {rate!r}.", fix="Give a number from 0 to below 1.")
+        for name in _SWITCHES:
+            self._fill(name, _checked(name, getattr(self, name)))
+        if isinstance(self.heads, str) or not isinstance(self.heads, list | tuple):
+            raise ConfigError(f"heads is {self.heads!r}.", fix='Give a list, for example ["pooler", "mlm"].')
+        self._fill("heads", tuple(_checked("heads", head) for head in self.heads))
+        if self.parameters > MOST_PARAMETERS:
+            raise ConfigError(f"The sizes give {self.parameters:.1e} parameters.", fix=f"At most {MOST_PARAMETERS:.0e} are accepted.")
+
+    @property
+    def width(self) -> int:
+        """Units of one attention head."""
+        return self.head_size or 0
+
+    @property
+    def keys(self) -> int:
+        """Heads that hold keys and values; fewer than the query heads in grouped-query attention."""
+        return self.key_value_heads or 0
+
+    @property
+    def embedding(self) -> int:
+        """Width of the embedding tables."""
+        return self.embedding_size or 0
+
+    @property
+    def parameters(self) -> int:
+        """Roughly how many parameters the sizes ask for (tables and matrices; no biases, norms or heads)."""
+        attention = 2 * self.hidden_size * self.width * (self.attention_heads + self.keys)
+        layer = attention * (2 if self.encoder else 1) + 2 * self.hidden_size * self.intermediate_size
+        return (self.vocab_size + self.segments + self.max_positions) * self.embedding + self.layers * layer
+
+    def change(self, changes: Mapping[str, Any]) -> ModelConfig:
+        """A copy with other values; unknown names are errors."""
+        _known(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every field. ConfigError where a switch is a callable: JSON can't carry it."""
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _SWITCHES:
+                value = _plain(field.name, value)
+            elif field.name == "heads":
+                value = [_plain("heads", head) for head in value]
+            elif field.name == "encoder" and value is not None:
+                value = value.to_dict()
+            values[field.name] = value
+        return values
+
+    def to_json(self) -> str:
+        """The JSON text of `to_dict`, keys in the order of the fields."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """A configuration from a loaded file. Unknown keys are errors, and so is a switch that names code ("module:attribute"):
+        a file must not be able to call a function."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"The configuration is a {type(values).__name__}.", fix="It must be a JSON object.")
+        _known(values)
+        for field, spec in [(name, values.get(name)) for name in _SWITCHES] + [("heads", head) for head in values.get("heads") or ()]:
+            name = spec if isinstance(spec, str) else spec.get("name") if isinstance(spec, Mapping) else None
+            if isinstance(name, str) and ":" in name:
+                raise ConfigError(f"{field} names code: {name!r}.", fix="A loaded config can't: pass your part from Python.")
+        chosen = dict(values)
+        if chosen.get("encoder") is not None:
+            chosen["encoder"] = cls.from_dict(chosen["encoder"])
+        missing = [field.name for field in fields(cls) if field.default is dataclasses.MISSING and field.name not in chosen]
+        if missing:
+            raise ConfigError(f"The configuration lacks {', '.join(missing)}.", fix="Add them.")
+        return cls(**chosen)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Parse what `to_json` wrote. Duplicate keys are errors."""
+        try:
+            values = json.loads(text, object_pairs_hook=_unique)
+        except ValueError as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"Invalid JSON: {error}.", fix="Repair it.") from error
+        return cls.from_dict(values)
+
+    def _fill(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _known(values: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(ModelConfig)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"Unknown field {key!r}.", fix=nearest(str(key), known))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1)
+        raise ConfigError(f"The key {twice!r} stands twice.", fix="Remove one of them.")
+    return values
+
+
+def _checked(field: str, spec: Any) -> Spec:
+    if isinstance(spec, Mapping):
+        if not isinstance(spec.get("name"), str):
+            raise ConfigError(f"{field} is {dict(spec)!r}.", fix='It needs a "name".')
+        options = spec_options(spec)
+        return {"name": spec_name(spec), **options} if options else spec_name(spec)
+    if isinstance(spec, str):
+        return spec
+    if callable(spec):
+        return cast(Spec, spec)
+    raise ConfigError(f"{field} is {spec!r}.", fix='Give a name or {"name": …, option: …}.')
+
+
+def _plain(field: str, spec: Spec) -> str | dict[str, Any]:
+    if not callable(spec) and ":" not in spec_name(spec):
+        return spec if isinstance(spec, str) else dict(spec)
+    raise ConfigError(
+        f"{field} is {spec_name(spec)!r}, a part of your own, which a config file can't hold.",
+        fix="Save the weights with safetensors, or put the part in its room of fishpaw.",
+    )
+
+
+def _whole(field: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 2**31 - 1:
+        raise ConfigError(f"{field} is {value!r}.", fix=f"Give a whole number from {least} to 2147483647.")
+
+
+def _one_of(field: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{field} is {value!r}.", fix=nearest(str(value), list(known)))

@@ -1,0 +1,1 @@
+"""From files to batches: records, the order of examples, padding. Import the modules; this file imports nothing."""

@@ -1,0 +1,168 @@
+"""Everything that edits logits before a token is chosen: temperature, top-k, top-p, minimum length; composed in the caller's order.
+
+A processor is any callable (logits [r v], tokens so far [r u]) -> logits [r v]. It returns a new tensor (the stepper may own the one it was
+given) and bans a token with -inf. One that remembers something of each hypothesis (a constraint, a copy state) also has `start` and
+`select`, through which the search moves that state with its beam; having only one of the two is refused: that is how states get mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fishpaw.decoding.limits import Limits, check_real, check_whole
+from fishpaw.errors import ConfigError, FishpawError
+
+__all__ = ["Chain", "MinLength", "Processor", "StatefulProcessor", "Temperature", "TopK", "TopP"]
+
+NEVER = float("-inf")
+
+
+class Processor(Protocol):
+    """logits [r v] (fp32 or fp64), tokens generated so far [r u] (u = 0 at first) -> logits [r v]."""
+
+    def __call__(self, logits: Tensor, tokens: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class StatefulProcessor(Processor, Protocol):
+    """A processor with a state a row. At each call tokens[:, -1] is what was chosen since the last one."""
+
+    def start(self, prompts: Any, rows: int, /) -> None:
+        """A new search: forget all, make `rows` fresh states, one a prompt; prompts: the object that the stepper was started with."""
+
+    def select(self, index: Tensor, /) -> None:
+        """index [r'] long: state j continues old state index[j]; fans out, permutes and drops in one."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """logits / value. value > 0; below 1 sharpens, above 1 flattens. The limit 0 is greedy search, which has its own function."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, int | float) and self.value == 0:
+            raise ConfigError("temperature is 0; allowed: a finite number above 0.", fix="Use greedy for the most probable token.")
+        check_real("temperature", self.value, "a finite number above 0", self.value > 0)
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        return logits / self.value
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the k best tokens, and those tied with the k-th: the set never depends on how a sort breaks ties. k > vocabulary keeps all."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        check_whole("top_k", self.k, 1, None)
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        if self.k >= logits.shape[-1]:
+            return logits
+        worst = logits.topk(self.k).values[:, -1:]                                                            # [r 1]
+        return logits.masked_fill(logits < worst, NEVER)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Nucleus: the smallest set of best tokens with mass >= p, so the token that crosses p stays (and its exact ties). arXiv:1904.09751.
+
+    The mass is that of the logits as they arrive: put TopK before it for top-k first, then top-p. Softmax in fp32 at least.
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        check_real("top_p", self.p, "0 < p <= 1", self.p > 0 and self.p <= 1)
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        if self.p == 1:                                          # rounding in the tail must not ban what p = 1 promises to keep
+            return logits
+        best = logits.sort(descending=True).values                                                            # [r v]
+        before = best.softmax(-1).cumsum(-1).roll(1, -1)                                                      # [r v]
+        before[:, 0] = 0
+        crossing = (before < self.p).sum(-1, keepdim=True) - 1                                                # [r 1]
+        return logits.masked_fill(logits < best.gather(1, crossing), NEVER)
+
+
+@dataclass(frozen=True)
+class MinLength:
+    """Ban the end token that would close a hypothesis of fewer than limits.min_new tokens. Every search puts it first by itself."""
+
+    limits: Limits
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        if tokens.shape[1] >= self.limits.min_new or not self.limits.ends:
+            return logits
+        table = self.limits.table(logits.shape[-1], logits.device)                                            # [v]
+        closing = table[tokens].sum(-1) >= self.limits.min_ends - 1                                           # [r]
+        return logits.masked_fill(closing[:, None] & table, NEVER)
+
+
+class Chain:
+    """Processors as one step from logits to log-probabilities, with the states that move and the check that something is left."""
+
+    def __init__(self, limits: Limits, processors: Sequence[Processor]) -> None:
+        self.processors: list[Processor] = [MinLength(limits), *processors] if limits.min_new else list(processors)
+        for processor in self.processors:
+            if not callable(processor):
+                raise ConfigError(f"processors holds {processor!r}, which can't be called.", fix="Pass objects such as TopK(50).")
+            if hasattr(processor, "start") != hasattr(processor, "select"):
+                raise ConfigError(f"The processor {_name(processor)} has only one of start and select: its state could not move.",
+                                  fix="Give it both, or neither if it keeps no state.")
+        self.stateful = [each for each in self.processors if isinstance(each, StatefulProcessor)]
+
+    def start(self, prompts: Any, rows: int) -> None:
+        """Before the first call: one fresh state a prompt."""
+        for processor in self.stateful:
+            processor.start(prompts, rows)
+
+    def select(self, index: Tensor) -> None:
+        """index [r'] long: every state moves with its row."""
+        for processor in self.stateful:
+            processor.select(index)
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, FishpawError | None]:
+        """logits [r v], tokens [r u] -> log-probabilities [r v] in fp32 at least, and None.
+
+        Rows in which the processors banned every token are all -inf; then the second value is the error that names the one to blame, for
+        the caller to raise: at once where a row is all there is, in a beam search only if no other beam of the prompt is left. Logits that
+        are not numbers raise at once.
+        """
+        stages = [logits if logits.dtype == torch.float64 else logits.float()]
+        for processor in self.processors:
+            stages.append(processor(stages[-1], tokens))
+            if stages[-1].shape != logits.shape:
+                shapes = f"{tuple(stages[-1].shape)} out of {tuple(logits.shape)}"
+                raise ConfigError(f"{_name(processor)} made logits of shape {shapes}.", fix="Return one logit a row and token.")
+        scores = stages[-1].log_softmax(-1)                                                                   # [r v]
+        # One NaN, one +inf or nothing but -inf turns the whole row into NaN, so the first column tells: r numbers to look at, not r * v.
+        broken = scores[:, 0].isnan()                                                                         # [r]
+        if not bool(broken.any()):
+            return scores, None
+        return scores.masked_fill(broken[:, None], NEVER), self._blame([stage[broken] for stage in stages])
+
+    def _blame(self, stages: list[Tensor]) -> FishpawError:
+        names = ["the model", *map(_name, self.processors)]
+        for name, stage in zip(names, stages, strict=True):
+            if bool((stage.isnan() | (stage == float("inf"))).any()):
+                raise FishpawError(f"Logits from {name} hold NaN or +inf.", fix="Check the weights with fp32, or the processor's formula.")
+        empty = [bool((stage == NEVER).all(-1).any()) for stage in stages]                                    # a stage a time
+        name = names[empty.index(True)]
+        error = FishpawError(f"{name} left no token to choose from: every logit is -inf.", fix="Loosen it, or the processors before it.")
+        if empty[0]:
+            raise error
+        return error
+
+
+def _name(processor: object) -> str:
+    if hasattr(processor, "__dataclass_fields__"):
+        return repr(processor)
+    return str(getattr(processor, "__name__", type(processor).__name__))

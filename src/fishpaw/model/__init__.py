@@ -1,0 +1,1 @@
+"""The Transformer: embedding, blocks, heads, and the cache that decoding needs."""

@@ -1,0 +1,87 @@
+"""One layer: attention, cross-attention where there is an encoder, feed-forward; each with residual and norm, after it (post, as in
+BERT) or before it (pre, as in GPT-2; arXiv:2002.04745)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fishpaw import activations, switch
+from fishpaw.config import ModelConfig
+from fishpaw.contracts import Memory, View
+from fishpaw.model.linear import Linear
+from fishpaw.model.multihead import MultiHead
+
+__all__ = ["Block", "FeedForward", "Surroundings"]
+
+Pair = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every layer of one forward shares: views of the tokens and, in a decoder, of its encoder; tokens [n d], the source of keys
+    and values in T-TA; encoded [m d], None once the memories hold it; whether attention maps are wanted."""
+
+    views: Sequence[View]
+    cross: Sequence[View] = ()
+    tokens: Tensor | None = None
+    encoded: Tensor | None = None
+    weights: bool = False
+
+
+class FeedForward(nn.Module):
+    """x [n d] -> activation(x W1 + b1) W2 + b2, [n d]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.hidden_size, config.intermediate_size, std=config.init_std)
+        self.down = Linear(config.intermediate_size, config.hidden_size, std=config.init_std)
+        self.activation = activations.get(config.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(self.activation(self.up(x)))
+        return out
+
+
+class Block(nn.Module):
+    """x [n d] -> [n d]; the same for padded, packed and cached tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pre = config.norm_at == "pre"
+        self.attention = MultiHead(config, source_size=config.hidden_size if config.stream == "positions" else None)
+        self.attention_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size)
+        self.cross = MultiHead(config, source_size=config.encoder.hidden_size) if config.encoder else None
+        self.cross_norm: nn.Module | None = switch.build("norms", config.norm, config.hidden_size) if config.encoder else None
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, around: Surroundings, carry: Pair = (None, None), memory: tuple[Memory | None, Memory | None] = (None, None)
+    ) -> tuple[Tensor, Pair, Pair]:
+        """-> x, (self, cross) carry for the next layer, (self, cross) attention maps a view."""
+        own, shown = self._before(x, self.attention_norm), around.weights
+        out, own_carry, own_maps = self.attention(own, around.views, source=around.tokens, carry=carry[0], memory=memory[0], weights=shown)
+        x = self._after(x, out, self.attention_norm)
+        cross_carry, cross_maps = None, None
+        if self.cross is not None and self.cross_norm is not None:
+            asked = self._before(x, self.cross_norm)
+            out, cross_carry, cross_maps = self.cross(
+                asked, around.cross, source=around.encoded, carry=carry[1], memory=memory[1], weights=shown
+            )
+            x = self._after(x, out, self.cross_norm)
+        x = self._after(x, self.feed_forward(self._before(x, self.feed_forward_norm)), self.feed_forward_norm)
+        return x, (own_carry, cross_carry), (own_maps, cross_maps)
+
+    def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
+        return norm(x) if self.pre else x
+
+    def _after(self, x: Tensor, out: Tensor, norm: nn.Module) -> Tensor:
+        total: Tensor = x + self.dropout(out)
+        if not self.pre:
+            total = norm(total)
+        return total

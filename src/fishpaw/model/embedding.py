@@ -1,0 +1,48 @@
+"""Ids to vectors: tokens + segments + position, then norm, dropout and, where the tables are narrower, a projection (ALBERT's factorised
+embedding, arXiv:1909.11942)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fishpaw import switch
+from fishpaw.config import ModelConfig
+from fishpaw.contracts import Batch, Position
+from fishpaw.model.linear import Linear
+
+__all__ = ["Embedding"]
+
+
+class Embedding(nn.Module):
+    """Batch -> [n d]. With stream "positions" it makes T-TA's query stream, too: one learned vector in the place of every token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size, std = config.embedding, config.init_std
+        self.tokens = nn.Embedding(config.vocab_size, size)
+        self.segments = nn.Embedding(config.segments, size) if config.segments else None
+        self.norm: nn.Module = switch.build("norms", config.norm, size) if config.embedding_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        self.project = Linear(size, config.hidden_size, std=std) if size != config.hidden_size else None
+        self.query = nn.Parameter(torch.randn(size) * std) if config.stream == "positions" else None
+        for table in (self.tokens, self.segments):
+            if table is not None:
+                nn.init.normal_(table.weight, std=std)
+
+    def forward(self, batch: Batch, position: Position, embedded: Tensor | None = None) -> Tensor:
+        """embedded [n e]: instead of the token vectors (integrated gradients, TeaForN)."""
+        tokens = self.tokens(batch.ids) if embedded is None else embedded
+        return self._finish(tokens, batch, position)
+
+    def queries(self, batch: Batch, position: Position) -> Tensor:
+        """T-TA's stream, which knows where it stands but not what stands there, [n d]."""
+        if self.query is None:
+            raise ValueError("this embedding was built without a query stream: set stream='positions'")
+        return self._finish(self.query.expand(len(batch.ids), -1), batch, position)
+
+    def _finish(self, x: Tensor, batch: Batch, position: Position) -> Tensor:
+        if self.segments is not None:
+            x = x + (self.segments.weight[0] if batch.segments is None else self.segments(batch.segments))
+        x = self.dropout(self.norm(position.embed(x, batch.positions)))
+        return x if self.project is None else self.project(x)

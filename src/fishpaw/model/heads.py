@@ -1,0 +1,120 @@
+"""What stands on top of the hidden states: pooler, next-sentence, masked language model, language model, classifier. A head's name is its
+function here; each is built from (config, tied table)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fishpaw import activations, switch
+from fishpaw.config import ModelConfig
+from fishpaw.errors import ConfigError
+from fishpaw.model.linear import Linear
+
+__all__ = ["Classifier", "LanguageModel", "MaskedLanguageModel", "NextSentence", "Pooler", "classifier", "lm", "mlm", "nsp", "pooler"]
+
+
+class Pooler(nn.Module):
+    """The hidden state of a sequence's first (or last) token through a matrix and an activation, [b d] -> [b d]."""
+
+    def __init__(self, config: ModelConfig, activation: str, at: str) -> None:
+        super().__init__()
+        self.at = at
+        self.dense = Linear(config.hidden_size, config.hidden_size, std=config.init_std)
+        self.activation = nn.Identity() if activation == "linear" else activations.get(activation)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        pooled: Tensor = self.activation(self.dense(hidden))
+        return pooled
+
+
+class NextSentence(nn.Module):
+    """pooled [b d] -> [b 2]; index 0 is "is next", as BERT was trained; ports that invert it are wrong."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, 2, std=config.init_std)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        scores: Tensor = self.dense(pooled)
+        return scores
+
+
+class LanguageModel(nn.Module):
+    """hidden [m d] -> logits [m v]: a product with the token table (tied), or with a matrix of its own."""
+
+    def __init__(self, config: ModelConfig, bias: bool) -> None:
+        super().__init__()
+        if config.tie_embeddings and config.embedding != config.hidden_size:
+            raise ConfigError(
+                f"The head 'lm' can't be tied: the embedding is {config.embedding} wide, the hidden state {config.hidden_size}.",
+                fix="Use the head 'mlm', which projects, or tie_embeddings=False.",
+            )
+        self.decoder = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, std=config.init_std, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if bias else None
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        return functional.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class MaskedLanguageModel(nn.Module):
+    """hidden [m d] -> matrix, activation, norm -> logits [m v] against the token table (tied) or a matrix of its own, plus a bias."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.embedding, std=config.init_std)
+        self.activation = activations.get(config.activation)
+        self.norm: nn.Module = switch.build("norms", config.norm, config.embedding)
+        self.decoder = None if config.tie_embeddings else Linear(config.embedding, config.vocab_size, std=config.init_std, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        x = self.norm(self.activation(self.dense(hidden)))
+        return functional.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class Classifier(nn.Module):
+    """pooled [b d] -> a score for each label, [b c]. `labels` name them; `multi_label`: any number of them holds at once."""
+
+    def __init__(self, config: ModelConfig, labels: Sequence[str], multi_label: bool, dropout: float) -> None:
+        super().__init__()
+        self.labels = tuple(labels)
+        self.multi_label = multi_label
+        self.dropout = nn.Dropout(dropout)
+        self.dense = Linear(config.hidden_size, len(self.labels), std=config.init_std)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        scores: Tensor = self.dense(self.dropout(pooled))
+        return scores
+
+
+def pooler(config: ModelConfig, *, activation: str = "tanh", at: str = "first") -> Pooler:
+    """activation "tanh", "linear" or any other; at "first" or "last" token (a causal model has read the text only at the last)."""
+    if at not in ("first", "last"):
+        raise ConfigError(f"The pooler's at is {at!r}.", fix='Give "first" or "last".')
+    return Pooler(config, activation, at)
+
+
+def nsp(config: ModelConfig) -> NextSentence:
+    """Needs a pooler."""
+    return NextSentence(config)
+
+
+def lm(config: ModelConfig, *, bias: bool = False) -> LanguageModel:
+    """GPT's head."""
+    return LanguageModel(config, bias)
+
+
+def mlm(config: ModelConfig) -> MaskedLanguageModel:
+    """BERT's head; with a causal or UniLM mask it predicts the next token."""
+    return MaskedLanguageModel(config)
+
+
+def classifier(config: ModelConfig, *, labels: Sequence[str], multi_label: bool = False, dropout: float = 0.1) -> Classifier:
+    """Needs a pooler. At least one label, all different."""
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels) or len(set(labels)) < max(1, len(labels)):
+        raise ConfigError(f"The classifier's labels are {labels!r}.", fix="Give a list of different names.")
+    return Classifier(config, labels, multi_label, dropout)

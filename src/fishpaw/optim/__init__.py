@@ -1,0 +1,1 @@
+"""Optimisers and learning-rate schedules. Import the modules; this file imports nothing."""

@@ -1,0 +1,1 @@
+"""Positions: one file a kind, each a `contracts.Position` made by its `build`."""

@@ -1,0 +1,113 @@
+"""What a tokenizer returns, what every tokenizer can do, and how two texts share a limited length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+from fishpaw.errors import ConfigError, DataError
+
+__all__ = ["Encoding", "Pieces", "Side", "Tokenizer", "assemble", "check_pairs", "share"]
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One encoded text or pair, a list entry a token: ids; segments, 0 for the first text and 1 for the second (its [SEP] included);
+    tokens as the vocabulary spells them; offsets (start, end) in characters of the original text that the token is from
+    (its own text in a pair); (0, 0) for [CLS] and [SEP] that were added."""
+
+    ids: list[int]
+    segments: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Pieces(NamedTuple):
+    """The tokens of one text, nothing added: ids, tokens and offsets of the same length."""
+
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+
+
+class Tokenizer(Protocol):
+    """What tasks and the loader ask of a tokenizer."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    def encode(self, text: str, pair: str | None = None, *, max_length: int | None = None, truncate: Side = "right",
+               special: bool = True) -> Encoding: ...
+    def encode_batch(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None,
+                     truncate: Side = "right", special: bool = True) -> list[Encoding]: ...
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+    def save(self, folder: Path) -> None: ...
+
+
+def assemble(first: Pieces, second: Pieces | None, *, max_length: int | None, truncate: Side,
+             start: tuple[int, str] | None = None, end: tuple[int, str] | None = None) -> Encoding:
+    """[start] first [end], or [start] first [end] second [end], cut to `max_length` tokens with the added ones counted.
+
+    `truncate` names the side that is cut off, of both texts. Raises ConfigError when not even the added tokens fit.
+    """
+    if truncate not in ("left", "right"):
+        raise ConfigError(f"truncate={truncate!r} is not a side.", fix="Use 'left' or 'right'.")
+    if max_length is not None:
+        room = max_length - (start is not None) - (end is not None) * (1 if second is None else 2)
+        if room < 0 or max_length < 1:
+            raise ConfigError(f"max_length={max_length} leaves no room for {max_length - room} special tokens.", fix="Raise max_length.")
+        lengths = share(len(first.ids), 0 if second is None else len(second.ids), room)
+        first = _cut(first, lengths[0], truncate)
+        second = None if second is None else _cut(second, lengths[1], truncate)
+    ids, segments, tokens, offsets = [], [], [], []             # type: list[int], list[int], list[str], list[tuple[int, int]]
+    for segment, part in enumerate((first,) if second is None else (first, second)):
+        before, after = start if segment == 0 else None, end
+        for id, token in () if before is None else (before,):
+            ids.append(id)
+            tokens.append(token)
+            offsets.append((0, 0))
+        ids += part.ids
+        tokens += part.tokens
+        offsets += part.offsets
+        for id, token in () if after is None else (after,):
+            ids.append(id)
+            tokens.append(token)
+            offsets.append((0, 0))
+        segments += [segment] * (len(ids) - len(segments))
+    return Encoding(ids, segments, tokens, offsets)
+
+
+def share(first: int, second: int, room: int) -> tuple[int, int]:
+    """Two lengths after taking from the longer until both fit in `room`. Where both are cut and `room` is odd, the longer
+    keeps one more (the second, of equals), as transformers' `longest_first` does."""
+    if first + second <= room:
+        return first, second
+    short, long = min(first, second), max(first, second)
+    if short <= room - short:
+        long = room - short
+    else:
+        short, long = room // 2, room - room // 2
+    return (long, short) if first > second else (short, long)
+
+
+def check_pairs(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    """Raise DataError for a string where a list belongs, or for lists of different lengths."""
+    if isinstance(texts, str) or isinstance(pairs, str):
+        raise DataError("encode_batch was given one string.", fix="Use encode(text), or pass a list of texts.")
+    if pairs is not None and len(pairs) != len(texts):
+        raise DataError(f"{len(texts)} texts but {len(pairs)} pairs.", fix="Give one pair for each text.")
+
+
+def _cut(pieces: Pieces, length: int, side: Side) -> Pieces:
+    if len(pieces.ids) <= length:
+        return pieces
+    window = slice(0, length) if side == "right" else slice(len(pieces.ids) - length, None)
+    return Pieces(pieces.ids[window], pieces.tokens[window], pieces.offsets[window])

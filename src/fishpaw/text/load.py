@@ -1,0 +1,215 @@
+"""Open the tokenizer that a folder holds, whichever it is, from its files alone. No code that a file names is ever run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fishpaw.errors import CheckpointError, DataError
+from fishpaw.text.bpe import ByteLevel
+from fishpaw.text.vocab import SPECIAL, Vocab
+from fishpaw.text.wordpiece import WordPiece
+
+__all__ = ["load_tokenizer"]
+
+
+def load_tokenizer(folder: str | Path, *, pre_tokenize: Callable[[str], list[str]] | None = None) -> WordPiece | ByteLevel:
+    """The tokenizer of a folder: vocab.txt -> WordPiece; tokenizer.json -> WordPiece or byte-level BPE; vocab.json + merges.txt -> BPE.
+
+    Options come from tokenizer_config.json, else tokenizer.json, else BERT's defaults (lower case, ideographs apart).
+    A RoFormerTokenizer cuts words with jieba. `pre_tokenize` gives back a function that could not be saved.
+    Raises CheckpointError for a missing or damaged file, or a kind of tokenizer that is not supported, naming the file.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "tokenizer_config.json")
+    described = _read_json(folder / "tokenizer.json")
+    kind = _field(described, "model", dict, folder / "tokenizer.json").get("type") if described else None
+    if (folder / "vocab.txt").is_file():
+        return _wordpiece(folder, _vocab_txt(folder / "vocab.txt"), config, described, pre_tokenize)
+    if described and kind == "WordPiece":
+        return _wordpiece(folder, _vocab_json(described, folder / "tokenizer.json"), config, described, pre_tokenize)
+    if described and kind == "BPE":
+        return _byte_level(folder, config, described)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return _byte_level(folder, config, None)
+    if described:
+        raise CheckpointError(f"{folder / 'tokenizer.json'}: a tokenizer of kind {kind!r} is not supported.",
+                              fix="Use a model with a WordPiece or byte-level BPE tokenizer.")
+    raise CheckpointError(f"{folder} holds no tokenizer: looked for vocab.txt, tokenizer.json, and vocab.json with merges.txt.",
+                          fix="Copy the tokenizer files of the original model into the folder.")
+
+
+_OPTIONS = (                                                    # ours, tokenizer_config.json's, tokenizer.json's, default
+    ("lower", "do_lower_case", "lowercase", True),
+    ("cjk", "tokenize_chinese_chars", "handle_chinese_chars", True),
+    ("strip_accents", "strip_accents", "strip_accents", None),
+)
+_JIEBA_CLASSES = {"RoFormerTokenizer", "RoFormerTokenizerFast"}
+_Built = TypeVar("_Built")
+_LARGEST = 256 * 2**20                                          # bytes; the largest tokenizer.json known is a tenth of it
+
+
+def _wordpiece(folder: Path, vocab: Vocab, config: dict[str, Any] | None, described: dict[str, Any] | None,
+               pre_tokenize: Callable[[str], list[str]] | None) -> WordPiece:
+    config_path, described_path = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    rules = _normalizer(described or {})
+    options: dict[str, bool | None] = {}
+    for name, key, rule, default in _OPTIONS:
+        value = config[key] if config and key in config else rules.get(rule, default)
+        if not isinstance(value, bool) and not (value is None and name == "strip_accents"):
+            raise CheckpointError(f"{config_path if config and key in config else described_path}: {key} is {value!r}, not true or false.",
+                                  fix="Correct the file.")
+        options[name] = value
+    more = _added_tokens(folder, config, described)
+    vocab, added = _with_added(vocab, more, folder)
+    return _checked(folder, lambda: WordPiece(
+        vocab, lower=bool(options["lower"]), cjk=bool(options["cjk"]), strip_accents=options["strip_accents"], added=added,
+        pre_tokenize=pre_tokenize or ("jieba" if _wants_jieba(folder, config) else None)))
+
+
+def _wants_jieba(folder: Path, config: dict[str, Any] | None) -> bool:
+    if config and "pre_tokenize" in config:
+        if config["pre_tokenize"] not in ("jieba", None):       # a file can't name code
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: pre_tokenize is {config['pre_tokenize']!r}.",
+                                  fix="Use 'jieba' or null.")
+        return config["pre_tokenize"] is not None
+    if config and "tokenizer_class" in config:
+        return config["tokenizer_class"] in _JIEBA_CLASSES
+    model = _read_json(folder / "config.json") or {}            # a folder without the class: transformers goes by the model, so do we
+    return bool(model.get("tokenizer_class", "RoFormerTokenizer") in _JIEBA_CLASSES and model.get("model_type") == "roformer")
+
+
+def _byte_level(folder: Path, config: dict[str, Any] | None, described: dict[str, Any] | None) -> ByteLevel:
+    config = config or {}
+    prefix_space = config.get("add_prefix_space", False)
+    if described:
+        path = folder / "tokenizer.json"
+        rule = described.get("pre_tokenizer") or {}
+        if not isinstance(rule, dict) or rule.get("type") != "ByteLevel" or described.get("normalizer") or rule.get("use_regex") is False:
+            raise CheckpointError(f"{path}: a BPE tokenizer that is not byte-level as GPT-2's is not supported.",
+                                  fix="Use a model with a WordPiece or GPT-2 tokenizer.")
+        model = _field(described, "model", dict, path)
+        vocab, pairs = _field(model, "vocab", dict, path), _field(model, "merges", list, path)
+        prefix_space = config.get("add_prefix_space", rule.get("add_prefix_space", False))
+        lines = list(enumerate(pairs))
+    else:
+        path = folder / "merges.txt"
+        vocab = _read_json(folder / "vocab.json") or {}
+        lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), 1)
+                 if line.strip() and not line.startswith("#version")]
+    merges = []
+    for number, line in lines:
+        parts = line.rstrip("\r").split(" ") if isinstance(line, str) else line
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise CheckpointError(f"{path}: merge {number} is {line!r:.60}, not two tokens.", fix="Fetch the file again.")
+        merges.append((parts[0], parts[1]))
+    if not all(isinstance(id, int) for id in vocab.values()):
+        raise CheckpointError(f"{folder}: the vocabulary maps a token to something other than a number.", fix="Fetch the files again.")
+    more = _added_tokens(folder, config, described)
+    for id, token in sorted(more.items()):
+        if vocab.setdefault(token, id) != id:
+            raise CheckpointError(f"{folder}: added token {token!r} has id {id}, but {vocab[token]} in the vocabulary.",
+                                  fix="Fetch the files again.")
+    eos = _content(config.get("eos_token")) or "<|endoftext|>"
+    return _checked(folder, lambda: ByteLevel(vocab, merges, eos=eos, prefix_space=bool(prefix_space), added=list(more.values())))
+
+
+def _added_tokens(folder: Path, config: dict[str, Any] | None, described: dict[str, Any] | None) -> dict[int, str]:
+    """Tokens by id that are matched whole, as the various generations of transformers wrote them."""
+    found: dict[int, str] = {}
+    decoder = (config or {}).get("added_tokens_decoder") or {}
+    pairs = [(id, _content(token)) for id, token in decoder.items()] if isinstance(decoder, dict) else []
+    listed = (described or {}).get("added_tokens") or []
+    pairs += [(token.get("id"), _content(token)) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
+    pairs += [(id, token) for token, id in (_read_json(folder / "added_tokens.json") or {}).items()]
+    for id, content in pairs:
+        if not str(id).isdecimal() or not content:
+            raise CheckpointError(f"{folder}: an added token is {content!r:.60} with id {id!r:.60}.",
+                                  fix="Correct added_tokens in the tokenizer files.")
+        found[int(id)] = content
+    return found
+
+
+def _with_added(vocab: Vocab, more: dict[int, str], folder: Path) -> tuple[Vocab, list[str]]:
+    """The vocabulary with the added tokens that follow it, and all that are matched whole; an id must be where its token stands."""
+    tokens = list(vocab.tokens)
+    index = vocab.index
+    for id, token in sorted(more.items()):
+        if id == len(tokens) and token not in index:
+            tokens.append(token)
+        elif id < len(tokens) and tokens[id] != token or id > len(tokens) or index.get(token, id) != id:
+            there = repr(tokens[id]) if id < len(tokens) else "nothing"
+            raise CheckpointError(f"{folder}: added token {token!r} has id {id}, where the vocabulary has {there}.",
+                                  fix="vocab.txt and the other tokenizer files are of different models: fetch them again.")
+    return Vocab(tuple(tokens)), [token for token in more.values() if token not in SPECIAL]
+
+
+def _normalizer(described: dict[str, Any]) -> dict[str, Any]:
+    rule = described.get("normalizer")
+    return rule if isinstance(rule, dict) and rule.get("type") == "BertNormalizer" else {}
+
+
+def _vocab_txt(path: Path) -> Vocab:
+    try:
+        return Vocab.load(path)
+    except DataError as error:
+        raise CheckpointError(error.what, fix=error.fix) from error
+
+
+def _vocab_json(described: dict[str, Any], path: Path) -> Vocab:
+    vocab = _field(_field(described, "model", dict, path), "vocab", dict, path)
+    tokens = [""] * min(max((id for id in vocab.values() if isinstance(id, int)), default=0) + 1, 2 * len(vocab) + 100)
+    for token, id in vocab.items():                             # a vocab.txt with doubled lines left holes, which stay
+        if not isinstance(id, int) or not 0 <= id < len(tokens) or tokens[id]:
+            raise CheckpointError(f"{path}: token {token!r:.60} has id {id!r:.60}: not a number from 0 on, doubled, or far too large.",
+                                  fix="Fetch the file again.")
+        tokens[id] = token
+    return _checked(path, lambda: Vocab(tuple(tokens)))
+
+
+def _checked(where: Path, build: Callable[[], _Built]) -> _Built:
+    try:
+        return build()
+    except DataError as error:
+        raise CheckpointError(f"{where}: {error.what}", fix=error.fix) from error
+
+
+def _content(token: object) -> str | None:
+    """The text of a token, written as a string or as {"content": …}."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _field(record: dict[str, Any], name: str, kind: type, path: Path) -> Any:
+    value = record.get(name)
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path}: the field {name!r} is missing or damaged.", fix="Fetch the file again.")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for a tokenizer file.", fix="Fetch the file again.")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror or error}.", fix="Check the file and its permissions.") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: byte {error.start} is not UTF-8.", fix="Fetch the file again.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None when there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}, line {error.lineno}: {error.msg}; the file is broken.", fix="Fetch the file again.") from error
+    except (RecursionError, ValueError) as error:               # nested too deeply; a number of 10,000 digits
+        raise CheckpointError(f"{path}: is not valid JSON.", fix="Fetch the file again.") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: holds a {type(record).__name__}, not an object.", fix="Fetch the file again.")
+    return record

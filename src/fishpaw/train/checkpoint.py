@@ -1,0 +1,174 @@
+"""Checkpoints from which a run goes on to the bit: weights, optimiser, random states as safetensors, the rest as JSON. No pickle.
+
+A checkpoint is a folder that is swapped in whole and listed with SHA-256 (files.py): a kill at any moment leaves the former one
+or the new one. It knows what it belongs to (options, data, torch), and goes on with nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fishpaw.errors import CheckpointError, ConfigError
+from fishpaw.files import MANIFEST, folder_atomic, recover, verify_manifest, write_atomic
+from fishpaw.train.randomness import Randomness
+
+__all__ = ["differences", "exists", "load", "load_weights", "put_weights", "read_record", "save", "save_weights", "weights"]
+
+_FORMAT = 1
+_AGAIN = "Remove the folder to start anew, or copy it again."
+
+
+def exists(folder: Path) -> bool:
+    """True if there is a checkpoint (puts the former one back if a process died between two renames)."""
+    recover(folder)
+    return (folder / MANIFEST).exists()
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, randomness: Randomness, record: Mapping[str, Any]) -> None:
+    """Write a checkpoint in place of the one in `folder`. record: everything else, as JSON can hold it.
+
+    Raises FishpawError if it can't be written (the former one stays), ConfigError for an optimiser state that is no tensor or number.
+    """
+    tensors, values = _optimizer_state(model, optimizer)
+    content = {"format": _FORMAT, "optimizer": values, **record}
+    with folder_atomic(folder) as new:
+        _write_tensors(new / "model.safetensors", weights(model))
+        _write_tensors(new / "optimizer.safetensors", tensors)
+        _write_tensors(new / "random.safetensors", randomness.tensors())
+        write_atomic(new / "state.json", json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Verify every byte of a checkpoint, then return its JSON. Raises CheckpointError that names the file."""
+    verify_manifest(folder)
+    path = folder / "state.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no training checkpoint ({error}).", fix=_AGAIN) from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: not of format {_FORMAT}.", fix="Go on with the version of fishpaw that wrote it, or start anew.")
+    return record
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]) -> Randomness:
+    """Put weights and optimiser state of a checkpoint that `read_record` verified into place; return its random states."""
+    put_weights(model, _read_tensors(folder / "model.safetensors"), where=folder / "model.safetensors")
+    path = folder / "optimizer.safetensors"
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for key, value in (*_read_tensors(path).items(), *record["optimizer"]["state"].items()):
+        name, _, part = key.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"{path}: the model has no parameter {name!r}.", fix="Build the same model, or start anew.")
+        optimizer.state[parameters[name]][part] = value.to(parameters[name].device) if isinstance(value, Tensor) else value
+    for group, saved in zip(optimizer.param_groups, record["optimizer"]["groups"], strict=True):
+        group.update(saved)
+    return Randomness.from_tensors(_read_tensors(folder / "random.safetensors"))
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, detached, no copies; of tensors under several names the first name only."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ConfigError(f"The model's state {name!r} is no tensor.", fix="Keep it as a buffer, or out of the state dict.")
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            kept[name] = tensor.detach()
+    return kept
+
+
+def put_weights(model: nn.Module, stored: Mapping[str, Tensor], *, where: Path) -> None:
+    """Copy stored tensors into the model. Raises CheckpointError if a name, shape or type is not the model's; then nothing was copied."""
+    here = weights(model)
+    missing, strange = here.keys() - stored.keys(), stored.keys() - here.keys()
+    unlike = [name for name in here.keys() & stored.keys() if (here[name].shape, here[name].dtype) != (stored[name].shape, stored[name].dtype)]
+    if missing or strange or unlike:
+        said = [f"missing {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(strange)]
+        said += [f"{n} is {_described(stored[n])}, the model's {_described(here[n])}" for n in sorted(unlike)]
+        more = f" and {len(said) - 20} more" if len(said) > 20 else ""
+        raise CheckpointError(f"{where}: of another model: {'; '.join(said[:20])}{more}.", fix="Build the same model, or start anew.")
+    with torch.no_grad():
+        for name, tensor in here.items():
+            tensor.copy_(stored[name])
+
+
+def save_weights(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
+    """The weights alone, and what is known of them (facts.json)."""
+    with folder_atomic(folder) as new:
+        _write_tensors(new / "model.safetensors", weights(model))
+        write_atomic(new / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Verify a folder of `save_weights` and copy its weights into the model."""
+    verify_manifest(folder)
+    put_weights(model, _read_tensors(folder / "model.safetensors"), where=folder / "model.safetensors")
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two plain mappings, one phrase a leaf: "batch_size was 32, now 16"."""
+    found: list[str] = []
+    for name in sorted(stored.keys() | now.keys()):
+        before, after = stored.get(name), now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += [f"{name}: {phrase}" for phrase in differences(before, after)]
+        elif before != after:
+            found.append(f"{name} was {before}, now {after}")
+    return found
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, parts in optimizer.state.items():
+        if id(parameter) not in names:
+            raise ConfigError("The optimiser holds a parameter that the model doesn't.", fix="Build it from the model that is trained.")
+        for part, value in parts.items():
+            key = f"{names[id(parameter)]}/{part}"
+            if isinstance(value, Tensor):
+                tensors[key] = value.detach()
+            elif isinstance(value, (bool, int, float, type(None))):
+                numbers[key] = value
+            else:
+                raise ConfigError(f"The optimiser's state {key!r} is a {type(value).__name__}.", fix="Only tensors and numbers can be saved.")
+    plain = (bool, int, float, str, type(None))
+    groups = [{name: value for name, value in group.items() if isinstance(value, plain)} for group in optimizer.param_groups]
+    return tensors, {"state": numbers, "groups": groups}
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # Views of one storage (a fused matrix and its parts) would be refused: each is written on its own.
+    owned: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        plain = tensor.cpu().contiguous()
+        owned[name] = plain.clone() if pointer in storages and plain.data_ptr() == tensor.data_ptr() else plain
+        storages.add(pointer)
+    try:
+        save_file(owned, path)
+    except SafetensorError as error:                               # the writer's name for a full disk
+        raise OSError(str(error)) from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}).", fix=_AGAIN) from error
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

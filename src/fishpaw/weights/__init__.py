@@ -1,0 +1,1 @@
+"""Reading, naming and writing the numbers of a model."""

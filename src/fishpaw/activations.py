@@ -5,7 +5,6 @@ gelu: arXiv:1606.08415 · swish: arXiv:1710.05941 · squared relu: arXiv:2109.08
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fishpaw.errors import ConfigError
+from fishpaw.switch import nearest
 
 __all__ = ["NAMES", "Activation", "gelu", "gelu_tanh", "get", "relu", "squared_relu", "squareplus", "swish", "tanh"]
 
@@ -81,8 +81,6 @@ def get(name: str | Activation) -> Activation:
     """The function of this name, or the function itself; an unknown name is a ConfigError that lists the names and says the nearest."""
     if callable(name):
         return name
-    if name in NAMES:
+    if isinstance(name, str) and name in NAMES:
         return NAMES[name]
-    near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
-    hint = f'Did you mean "{near[0]}"? ' if near else ""
-    raise ConfigError(f'There is no activation "{name}".', fix=f"{hint}The names are {', '.join(sorted(NAMES))}.")
+    raise ConfigError(f"There is no activation {name!r}.", fix=nearest(str(name).lower(), sorted(NAMES)))

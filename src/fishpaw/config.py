@@ -11,10 +11,11 @@ from typing import Any, cast
 from fishpaw.errors import ConfigError
 from fishpaw.switch import Spec, nearest, spec_name, spec_options
 
-__all__ = ["MOST_PARAMETERS", "ModelConfig"]
+__all__ = ["MOST_LAYERS", "MOST_PARAMETERS", "ModelConfig", "parse_object"]
 
+MOST_LAYERS = 10_000
 MOST_PARAMETERS = 10**12
-"""A config.json that asks for more is refused before anything is allocated."""
+"""A config.json that asks for more of either is refused before anything is allocated."""
 
 _SWITCHES = ("activation", "attention", "position", "mask", "norm")
 
@@ -76,7 +77,8 @@ class ModelConfig:
             _whole(name, getattr(self, name), least=1)
         if self.attention_heads % self.keys:
             raise ConfigError(
-                f"attention_heads {self.attention_heads} is not a multiple of key_value_heads {self.keys}.", fix="Change one of them."
+                f"attention_heads {self.attention_heads} is not a multiple of key_value_heads {self.keys}.",
+                fix="Change one of them.",
             )
         _one_of("norm_at", self.norm_at, ("post", "pre"))
         _one_of("stream", self.stream, ("tokens", "positions"))
@@ -84,11 +86,25 @@ class ModelConfig:
             rate = getattr(self, name)
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
                 raise ConfigError(f"{name} is {rate!r}.", fix="Give a number from 0 to below 1.")
+        std = self.init_std
+        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < float("inf"):
+            raise ConfigError(f"init_std is {std!r}.", fix="Give a number from 0.")
+        for name in ("embedding_norm", "residual_scores", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}.", fix="Give true or false.")
+        if not isinstance(self.family, str):
+            raise ConfigError(f"family is {self.family!r}.", fix="Give a name.")
+        if self.encoder is not None and not isinstance(self.encoder, ModelConfig):
+            raise ConfigError(f"encoder is {self.encoder!r}.", fix="Give the ModelConfig of the encoder.")
         for name in _SWITCHES:
             self._fill(name, _checked(name, getattr(self, name)))
+        if isinstance(self.activation, Mapping):
+            raise ConfigError(f"activation is {dict(self.activation)!r}: no options there.", fix="Give a name, or from Python a function.")
         if isinstance(self.heads, str) or not isinstance(self.heads, list | tuple):
             raise ConfigError(f"heads is {self.heads!r}.", fix='Give a list, for example ["pooler", "mlm"].')
         self._fill("heads", tuple(_checked("heads", head) for head in self.heads))
+        if self.layers > MOST_LAYERS:
+            raise ConfigError(f"layers is {self.layers}.", fix=f"At most {MOST_LAYERS} are accepted.")
         if self.parameters > MOST_PARAMETERS:
             raise ConfigError(f"The sizes give {self.parameters:.1e} parameters.", fix=f"At most {MOST_PARAMETERS:.0e} are accepted.")
 
@@ -144,7 +160,9 @@ class ModelConfig:
         if not isinstance(values, Mapping):
             raise ConfigError(f"The configuration is a {type(values).__name__}.", fix="It must be a JSON object.")
         _known(values)
-        for field, spec in [(name, values.get(name)) for name in _SWITCHES] + [("heads", head) for head in values.get("heads") or ()]:
+        heads = values.get("heads")
+        specs = [(name, values.get(name)) for name in _SWITCHES]
+        for field, spec in specs + [("heads", head) for head in (heads if isinstance(heads, list | tuple) else ())]:
             name = spec if isinstance(spec, str) else spec.get("name") if isinstance(spec, Mapping) else None
             if isinstance(name, str) and ":" in name:
                 raise ConfigError(f"{field} names code: {name!r}.", fix="A loaded config can't: pass your part from Python.")
@@ -159,14 +177,31 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Parse what `to_json` wrote. Duplicate keys are errors."""
-        try:
-            values = json.loads(text, object_pairs_hook=_unique)
-        except ValueError as error:
-            raise error if isinstance(error, ConfigError) else ConfigError(f"Invalid JSON: {error}.", fix="Repair it.") from error
-        return cls.from_dict(values)
+        return cls.from_dict(parse_object(text, "The configuration"))
 
     def _fill(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in a text; `where` names it in errors. Duplicate keys, other values and endless nesting are ConfigErrors."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice = next(key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1)
+            raise ConfigError(f"{where}: the key {twice!r} stands twice.", fix="Remove one of them.")
+        return values
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply.", fix="That is no configuration of a model.") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}, line {error.lineno}: invalid JSON ({error.msg}).", fix="Repair it, or fetch it again.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: not a JSON object.", fix="Repair it, or fetch it again.")
+    return values
 
 
 def _known(values: Mapping[str, Any]) -> None:
@@ -174,14 +209,6 @@ def _known(values: Mapping[str, Any]) -> None:
     for key in values:
         if key not in known:
             raise ConfigError(f"Unknown field {key!r}.", fix=nearest(str(key), known))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1)
-        raise ConfigError(f"The key {twice!r} stands twice.", fix="Remove one of them.")
-    return values
 
 
 def _checked(field: str, spec: Any) -> Spec:
@@ -212,5 +239,5 @@ def _whole(field: str, value: Any, *, least: int) -> None:
 
 
 def _one_of(field: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ConfigError(f"{field} is {value!r}.", fix=nearest(str(value), list(known)))

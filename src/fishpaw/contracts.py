@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from fishpaw.model.cache import Cache
 
 __all__ = ["Attended", "Attention", "Batch", "Grid", "Memory", "Output", "Position", "Rows", "Stepper", "View"]
 
@@ -69,12 +66,13 @@ class Grid:
 
     def flat(self, laid: Tensor) -> Tensor:
         """[b t …] -> [m …]"""
-        every = laid.flatten(0, 1)
+        every: Tensor = laid.flatten(0, 1)
         return every if self.cells is None else every[self.cells]
 
     def split(self, flat: Tensor, heads: int) -> Tensor:
         """[n h*d] -> [b h t d]"""
-        return self.lay(flat).unflatten(-1, (heads, -1)).transpose(1, 2)
+        laid: Tensor = self.lay(flat).unflatten(-1, (heads, -1))
+        return laid.transpose(1, 2)
 
     def merge(self, split: Tensor) -> Tensor:
         """[b h t d] -> [m h*d]"""
@@ -114,6 +112,8 @@ class Batch:
         tokens only); segments, positions [b t]. The padding stays in the flat tokens."""
         if ids.dim() != 2:
             raise ValueError(f"ids has {ids.dim()} dimensions, shape {tuple(ids.shape)}: give [rows, length].")
+        if not ids.numel():
+            raise ValueError(f"ids is empty, shape {tuple(ids.shape)}: give at least one row of one token.")
         for name, value in (("padding", keep), ("segments", segments), ("positions", positions)):
             if value is not None and value.shape != ids.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, ids {tuple(ids.shape)}: they must be equal.")
@@ -185,7 +185,7 @@ class Batch:
         """The flat index of each sequence's last token, [rows]."""
         if self.shape is None:
             return self.first + torch.zeros_like(self.first).index_add_(0, self.row, self._kept().long()) - 1
-        keep = self.rows[0].keep
+        keep = self._kept().view(self.shape)                     # of a cached step, too, whose grid is [prompts, lanes x new]
         behind = keep.flip(1).int().argmax(1)
         return torch.arange(1, self.shape[0] + 1, device=keep.device) * self.shape[1] - 1 - behind
 
@@ -197,7 +197,7 @@ class Batch:
         """The tokens of each sequence, [t_i …], in the order given; of a padded batch without its padding."""
         kept = self._kept()
         if self.shape is not None:
-            return [one[keep] for one, keep in zip(self.restore(flat), self.rows[0].keep, strict=True)]
+            return [one[keep] for one, keep in zip(self.restore(flat), kept.view(self.shape), strict=True)]
         count = torch.zeros_like(self.first).index_add_(0, self.row, kept.long()).tolist()
         return [flat[start : start + size] for start, size in zip(self.first.tolist(), count, strict=True)]
 
@@ -305,7 +305,8 @@ class Memory(Protocol):
         """All so far, [p h k d]."""
 
     def select(self, lanes: Tensor) -> None:
-        """lanes [p x]: the old lane (counted over all prompts) that each new lane continues. Keys shared by lanes need nothing."""
+        """lanes [p x]: the old lane that each new lane continues, counted over the prompts still there (`take` comes first). Keys
+        shared by lanes need nothing."""
 
     def take(self, prompts: Tensor) -> None:
         """Keep these prompts only, [p']."""
@@ -359,7 +360,7 @@ class Output:
     classes: Tensor | None = None
     all_hidden: tuple[Tensor, ...] | None = None
     attentions: tuple[Any, ...] | None = None
-    cache: Cache | None = None
+    cache: Any = None
 
 
 class Stepper(Protocol):

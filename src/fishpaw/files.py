@@ -16,28 +16,36 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from fishpaw.errors import CheckpointError, FishpawError
 
-__all__ = ["MANIFEST", "folder_atomic", "inside", "lock", "recover", "verify_manifest", "write_atomic", "write_manifest"]
+__all__ = [
+    "MANIFEST", "blobs", "file_atomic", "folder_atomic", "inside", "lock", "recover", "verify_manifest", "write_atomic", "write_manifest",
+]  # fmt: skip
 
 MANIFEST = "manifest.json"
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a file whole: temporary sibling, sync, rename, sync of the folder. Text is UTF-8, line ends as given. Makes parent folders.
+    """Write a file whole; see `file_atomic`. Text is UTF-8, line ends as given."""
+    with file_atomic(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
-    Raises FishpawError (disk full, not writable …), and then the old file is as it was and no temporary stays.
+
+@contextmanager
+def file_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Give a temporary sibling, open for writing; on success sync it and rename it to `path`; on an exception remove it.
+
+    Makes parent folders. Raises FishpawError (disk full, not writable …), and then the old file is as it was.
     """
     target = _real(path)
-    content = data.encode("utf-8") if isinstance(data, str) else data
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.new")
         try:
             with open(temporary, "xb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             if target.exists():
@@ -163,24 +171,32 @@ def lock(path: str | os.PathLike[str], *, timeout: float = 60.0) -> Iterator[Non
 
 
 def inside(folder: str | os.PathLike[str], name: str, *, also: Path | None = None) -> Path:
-    """`folder / name`, after making sure that it stays in the folder. The file need not exist.
+    """`folder / name`, after making sure that it stays in the folder, on every system. The file need not exist.
 
     `also`: one more folder that links may lead to (a hub snapshot holds links into a sibling folder `blobs`).
-    Raises CheckpointError for absolute names, drives, `..`, and links that lead elsewhere.
+    Raises CheckpointError for absolute names, drives, `..`, backslashes, links that lead elsewhere, and names too long for a disk.
     """
     root, windows = Path(folder), PureWindowsPath(name)
     safe = "\0" not in name and "\\" not in name and not windows.anchor and PurePosixPath(name).parts and ".." not in windows.parts
     try:
-        if safe and not name.startswith("/"):
+        short = len(name) <= 1024 and all(len(part.encode("utf-8")) <= 255 for part in windows.parts)
+        if safe and short and not name.startswith("/"):
             real = (root / name).resolve()
             if any(real != allowed and real.is_relative_to(allowed) for allowed in (root.resolve(), *([also.resolve()] if also else []))):
                 return root / name
-    except (OSError, RuntimeError, ValueError):                   # a name too long, a loop of links, a lone surrogate
+    except (OSError, RuntimeError, ValueError):                   # a loop of links, a path too long, a lone surrogate
         pass
-    raise CheckpointError(f"{root}: the name {name[:200]!r} leaves the folder.", fix="Don't use this model: it points outside of itself.")
+    raise CheckpointError(f"{root}: the name {name[:200]!r} leaves the folder.", fix=_LEAVES)
+
+
+def blobs(folder: str | os.PathLike[str]) -> Path | None:
+    """The folder that a hub snapshot's links lead to (`also` of `inside`), None for any other folder."""
+    root = Path(os.path.abspath(folder))
+    return root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
 
 
 _FETCH = "Copy or download the folder again; a folder that you changed on purpose loads with verification off."
+_LEAVES = "Don't use a model that points outside of itself; if the link is yours, put the file itself there."
 _HEX = frozenset("0123456789abcdef")
 _LIMIT = 16 * 2**20                                               # bytes of a manifest: 100,000 files and more
 _READ = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index", ".h5", ".weights", ".npz", ".json", ".txt", ".model"})

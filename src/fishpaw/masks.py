@@ -27,6 +27,10 @@ class Mask:
     exclude_self: bool = False
 
     def __post_init__(self) -> None:
+        if self.clock not in ("full", "causal", "unilm"):
+            raise ConfigError(f"The mask's clock is {self.clock!r}.", fix="Give full, causal or unilm.")
+        if not isinstance(self.exclude_self, bool):
+            raise ConfigError(f"The mask's exclude_self is {self.exclude_self!r}.", fix="Give true or false.")
         if self.window is not None and (isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0):
             raise ConfigError(f"The mask's window is {self.window!r}.", fix="Give a whole number from 0, or leave it out.")
 

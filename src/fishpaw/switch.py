@@ -89,7 +89,8 @@ def _own(name: str) -> Callable[..., Any]:
         raise ConfigError(f"{name!r} can't be imported: {error}.", fix="Name a part of your own as module:attribute.") from error
     if not callable(maker):
         raise ConfigError(f"{name!r} is a {type(maker).__name__}, not a function or class.", fix="Name what builds the part.")
-    return maker  # type: ignore[no-any-return]
+    own: Callable[..., Any] = maker
+    return own
 
 
 def _defines_build(file: Path) -> bool:

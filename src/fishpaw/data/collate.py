@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy
 import torch
@@ -55,7 +55,8 @@ def pad(features: Sequence[Encoded], *, fill: int = 0, side: Literal["left", "ri
     lengths = tuple(len(feature.ids) for feature in features)
     for row, feature in enumerate(features):
         if len(feature.segments) != lengths[row]:
-            raise DataError(f"Row {row} of a batch: {lengths[row]} ids, but {len(feature.segments)} segments.", fix="Give one segment an id.")
+            what = f"Row {row} of a batch: {lengths[row]} ids, but {len(feature.segments)} segments."
+            raise DataError(what, fix="Give one segment an id.")
     width = -(-max(1, *lengths) // multiple) * multiple
     ids = numpy.full((len(features), width), fill, dtype=numpy.int64)                  # [b t]
     segments = numpy.zeros_like(ids)
@@ -70,7 +71,7 @@ def pad(features: Sequence[Encoded], *, fill: int = 0, side: Literal["left", "ri
 def move(batch: Anything, device: torch.device) -> Anything:
     """The same batch with every tensor on `device`: tensors, lists, tuples, dicts and dataclasses of them; all else stays as it is."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return cast(Anything, batch.to(device))
     names, items = _parts(batch)
     if not names:
         return batch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,18 +36,22 @@ class Hypothesis:
         """The tokens without the closing end token."""
         return self.tokens[:-1] if self.closed else self.tokens
 
-    @cached_property
+    @property
     def log_probability(self) -> float:
         """The sum of log_probabilities, whatever the length penalty."""
         return math.fsum(self.log_probabilities)
 
 
 class History:
-    """The tokens generated so far and their log-probabilities, row by row; grows by doubling, so a step costs no copy of the past."""
+    """The tokens generated so far and their log-probabilities, row by row; grows by doubling, so that a new token copies no old ones.
+
+    rows: how many at the start; like: any tensor of the device and type; log-probabilities are kept in fp32 at least.
+    """
 
     def __init__(self, rows: int, like: Tensor) -> None:
         self._tokens = torch.zeros(rows, 32, dtype=torch.long, device=like.device)
-        self._log_probabilities = torch.zeros(rows, 32, dtype=like.dtype, device=like.device)
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self._log_probabilities = torch.zeros(rows, 32, dtype=dtype, device=like.device)
         self.length = 0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,8 +62,8 @@ def check_whole(field: str, value: object, low: int, high: int | None) -> None:
     raise ConfigError(f"{field} is {value!r}; allowed: a whole number, {span}.", fix=f"Change {field}.")
 
 
-def check_real(field: str, value: object, allowed: str, inside: bool) -> None:
-    """ConfigError unless value is a finite number and `inside` (the caller's own comparison) holds."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and inside:
+def check_real(field: str, value: object, allowed: str, inside: Callable[[float], bool]) -> None:
+    """ConfigError unless value is a finite number that is `inside`; allowed: the same in words."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and inside(value):
         return
     raise ConfigError(f"{field} is {value!r}; allowed: {allowed}.", fix=f"Change {field}.")

@@ -90,7 +90,8 @@ def beam(stepper: Stepper, prompts: Any, encoder_batch: Any = None, *, beams: in
     """
     check_whole("beams", beams, 1, MOST_BEAMS)
     check_whole("n", n, 1, beams)
-    check_real("length_penalty", length_penalty, f"-{STRONGEST_PENALTY} to {STRONGEST_PENALTY}", abs(length_penalty) <= STRONGEST_PENALTY)
+    span = f"-{STRONGEST_PENALTY} to {STRONGEST_PENALTY}"
+    check_real("length_penalty", length_penalty, span, lambda value: abs(value) <= STRONGEST_PENALTY)
     chain = Chain(limits, processors)
     logits = stepper.start(prompts, encoder_batch)                                                            # [p v]
     chain.start(prompts, len(logits))
@@ -98,17 +99,14 @@ def beam(stepper: Stepper, prompts: Any, encoder_batch: Any = None, *, beams: in
     shortlist = beams * max(2, 1 + len(set(limits.ends)))         # a beam has at most len(ends) closed candidates: enough stay alive
     alive = torch.arange(len(logits), device=logits.device)                                                   # [p] prompts still searched
     total = len(alive)
-    pool: _Pool | None = None
-    history: History | None = None
+    history = History(total, logits)
+    pool = _Pool(total, beams, history.log_probabilities)
+    sums = history.log_probabilities.new_zeros(total, 1)                                                      # [p width]
     width, emptied = 1, None
     counts = torch.zeros_like(alive)                                                                          # [p*width] end tokens so far
     while len(alive):
-        before = history.tokens if history else torch.zeros(total, 0, dtype=torch.long, device=logits.device)  # [p*width u]
-        scores, found = chain(logits, before)                                                                 # [p*width v]
+        scores, found = chain(logits, history.tokens)                                                         # [p*width v]
         emptied = found or emptied
-        if pool is None or history is None:
-            sums = scores.new_zeros(total, 1)                                                                 # [p width]
-            pool, history = _Pool(total, beams, scores), History(total, scores)
         vocabulary, length = scores.shape[1], history.length + 1
         candidates = (sums[:, :, None] + scores.view(len(alive), width, vocabulary)).flatten(1)               # [p width*v]
         ranked, place = candidates.topk(min(shortlist, candidates.shape[1]))                                  # [p c]
@@ -152,7 +150,7 @@ def beam(stepper: Stepper, prompts: Any, encoder_batch: Any = None, *, beams: in
         if history.length % COMPACT_EVERY == 0:
             stepper.compact()
         logits = stepper.step(chosen)                                                                         # [p'*width v]
-    return pool.best(n) if pool else []
+    return pool.best(n)
 
 
 def _steps(stepper: Stepper, prompts: Any, encoder_batch: Any, limits: Limits, processors: Sequence[Processor],

@@ -65,13 +65,11 @@ def walk(stepper: Stepper, prompts: Any, encoder_batch: Any, *, limits: Limits, 
     total = len(logits)
     rows = torch.arange(total, device=logits.device)                                                          # [r]
     counts = torch.zeros_like(rows)                                                                           # [r] end tokens so far
-    history: History | None = None
+    history = History(total, logits)
     while len(rows):
-        before = history.tokens if history else torch.zeros(total, 0, dtype=torch.long, device=logits.device)  # [r u]
-        scores, emptied = chain(logits, before)                                                               # [r v]
+        scores, emptied = chain(logits, history.tokens)                                                               # [r v]
         if emptied is not None:
             raise emptied
-        history = history or History(total, scores)
         tokens = choose(scores, rows, total)                                                                  # [r]
         picked = scores.gather(1, tokens[:, None])[:, 0]                                                      # [r]
         history.append(tokens, picked)

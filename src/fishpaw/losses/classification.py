@@ -1,4 +1,4 @@
-"""Losses of classifiers: softmax cross entropy over c classes, and c independent yes-or-no questions. doi:10.1111/j.2517-6161.1958.tb00292.x"""
+"""Losses of classifiers: cross entropy over c classes, and c independent yes-or-no questions (doi:10.1111/j.2517-6161.1958.tb00292.x)."""
 
 from __future__ import annotations
 

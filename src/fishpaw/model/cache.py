@@ -44,12 +44,14 @@ class Cache:
         if self.last is None:
             raise ValueError("the cache is empty: read the prompts first")
         tokens = tokens[:, None] if tokens.dim() == 1 else tokens
+        if tokens.dim() != 2 or len(tokens) != len(self.owner) or not tokens.shape[1]:
+            raise ValueError(f"tokens of shape {tuple(tokens.shape)} for {len(self.owner)} live rows: give [rows] or [rows, new]")
         r, u = tokens.shape
-        if r != len(self.owner):
-            raise ValueError(f"{r} rows of tokens for {len(self.owner)} live rows")
         if segments is None and self.mask.clock == "unilm":
             segments = torch.ones_like(tokens)
-        segments = None if segments is None else segments.view(r, u)
+        if segments is not None and segments.numel() != r * u:
+            raise ValueError(f"segments has shape {tuple(segments.shape)}, ids {(r, u)}: they must be equal")
+        segments = None if segments is None else segments.reshape(r, u)
         step = torch.arange(1, u + 1, device=tokens.device)
         order = self.last.order + step                                                              # [r u]
         time = self.mask.times(order, segments, self.last.time[:, 0])
@@ -93,7 +95,9 @@ class Cache:
         rows leaves the buffers."""
         if self.keys is None or self.last is None:
             raise ValueError("the cache is empty: read the prompts first")
-        old = self._places()[index]
+        if not len(index):
+            raise ValueError("no row is left: make a new cache")
+        before, lane = self.lanes, (self._places() - self.owner * self.lanes)[index]
         owner, counts = torch.unique_consecutive(self.owner[index], return_counts=True)
         if len(owner) > 1 and not bool((owner[1:] > owner[:-1]).all()):
             raise ValueError("rows of one prompt must be adjacent, and prompts in their order")
@@ -103,11 +107,14 @@ class Cache:
                 memory.take(owner)
             self.keys = self.keys.map(lambda fact: fact[owner])
             self.encoder = None if self.encoder is None else self.encoder.map(lambda fact: fact[owner])
-        before, self.prompts = self.lanes, len(owner)
+            self.line = None if self.line is None else self.line[owner]
+            self.reach = int(self.last.position.max()) + 1                                          # the longest may have left
+        self.prompts = len(owner)
         self.lanes = int(counts.max())
         self.owner = torch.arange(self.prompts, device=index.device).repeat_interleave(counts)
-        lanes = (owner * before)[:, None].repeat(1, self.lanes)                                     # a pad lane repeats its prompt's first
-        lanes.view(-1)[self._places()] = old
+        start = torch.arange(self.prompts, device=index.device) * before
+        lanes = start[:, None].repeat(1, self.lanes)                                                # a pad lane repeats its prompt's first
+        lanes.view(-1)[self._places()] = start[self.owner] + lane
         if self.line is not None:
             self.line = self.line.flatten(0, 1)[lanes]
         elif self.lanes > 1:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from fishpaw import switch
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Batch, Output, Position, Rows, View
-from fishpaw.errors import ConfigError
+from fishpaw.errors import ConfigError, DataError
 from fishpaw.masks import Mask
 from fishpaw.model.block import Block, Surroundings
 from fishpaw.model.cache import Cache
@@ -38,7 +38,7 @@ class Transformer(nn.Module):
         self.embedding = Embedding(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size) if config.norm_at == "pre" else nn.Identity()
-        self.heads = nn.ModuleDict({switch.spec_name(head): switch.build("model.heads", head, config) for head in config.heads})
+        self.heads = nn.ModuleDict({_head_name(head, config): switch.build("model.heads", head, config) for head in config.heads})
         self.own_position = Position()
         _refuse(self)
 
@@ -62,9 +62,9 @@ class Transformer(nn.Module):
 
         segments, positions [b t]; padding bool [b t], True where there is a token, None if nothing is padded. cache: an empty one is
         filled by the prompts, a filled one is continued with ids [r] or [r u]. encoded [m d] with encoder_batch: what a decoder reads;
-        not needed again once a cache holds it. embedded [n e]: instead of token vectors. logits_at [m]: flat indices, logits only there.
+        left out once a cache holds it. embedded [n e]: instead of token vectors. logits_at [m]: flat indices, logits only there.
         all_hidden: embeddings and each layer, the last with the final norm. attentions: every layer's weights; the explicit path.
-        With a cache, sequence heads (pooler, nsp, classifier) are left out. Errors: ValueError for shapes, ids and lengths.
+        With a cache, sequence heads (pooler, nsp, classifier) are left out. Errors: ValueError for shapes, DataError for ids and lengths.
         """
         batch = self._batch(ids, segments, padding, positions, condition, cache)
         self._check(batch, cache)
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         carry: tuple[Any, Any] = (None, None)
         for index, block in enumerate(self.layers):
             memory = (None, None) if cache is None else cache.memories[index]
-            if self.recompute and self.training and torch.is_grad_enabled():
+            if self.recompute and cache is None and self.training and torch.is_grad_enabled():      # again would append to a memory twice
                 stream, carry, weights = checkpoint(block, stream, around, carry, memory, use_reentrant=False)
             else:
                 stream, carry, weights = block(stream, around, carry, memory)
@@ -110,9 +110,15 @@ class Transformer(nn.Module):
         condition: Tensor | None,
         cache: Cache | None,
     ) -> Batch:
+        facts = {"segments": segments, "padding": padding, "positions": positions, "condition": condition}
+        given = [name for name, fact in facts.items() if fact is not None]
         if isinstance(ids, Batch):
+            if given:
+                raise ValueError(f"{', '.join(given)} beside a Batch, which holds its own: give them where the Batch is made")
             return ids
         if cache is not None and cache.length:
+            if given not in ([], ["segments"]):
+                raise ValueError(f"{', '.join(given)} in a step of a filled cache, which counts on from what it holds: leave them out")
             return cache.batch(ids, segments)
         return Batch.padded(ids, keep=padding, segments=segments, positions=positions, condition=condition)
 
@@ -122,11 +128,19 @@ class Transformer(nn.Module):
             longest = cache.reach + longest // cache.lanes
         limit = getattr(self.position, "length", None)
         if limit is not None and longest > limit:
-            raise ValueError(f"a text of {longest} tokens, but the model has {limit} positions: truncate it, or load another position")
-        if batch.ids.device.type == "cpu" and len(batch.ids):                    # elsewhere it would wait for the device
-            least, most = int(batch.ids.min()), int(batch.ids.max())
-            if not 0 <= least <= most < self.config.vocab_size:
-                raise ValueError(f"token ids from {least} to {most}, but the vocabulary has {self.config.vocab_size}")
+            said = f"A text of {longest} tokens, but the model has {limit} positions."
+            raise DataError(said, fix="Truncate it, or load another position.")
+        if batch.ids.is_floating_point():
+            raise DataError(f"The token ids are {batch.ids.dtype}.", fix="Give whole numbers.")
+        if batch.condition is not None:
+            raise ConfigError("No layer of this model reads a condition.", fix="Leave it out, or choose a norm that is conditional.")
+        if batch.ids.device.type != "cpu":                                       # elsewhere it would wait for the device
+            return
+        _within("token ids", batch.ids, self.config.vocab_size, "the vocabulary has")
+        if batch.segments is not None and self.config.segments:
+            _within("segments", batch.segments, self.config.segments, "the model has")
+        if limit is not None:
+            _within("positions", batch.positions, limit, "the model has")
 
     def _surroundings(
         self,
@@ -137,10 +151,20 @@ class Transformer(nn.Module):
         embedded: Tensor | None,
         attentions: bool,
     ) -> tuple[Surroundings, Tensor]:
+        wanted = (len(batch.ids), self.config.embedding)
+        if embedded is not None and embedded.shape != wanted:
+            raise ValueError(f"embedded has shape {tuple(embedded.shape)}: give {wanted}, a row a token")
         tokens = self.embedding(batch, self.position, embedded)
         encoder = None if encoder_batch is None else encoder_batch.rows[0]
         if self.config.encoder is not None and (encoder_batch is None or encoded is None) and (cache is None or cache.encoder is None):
             raise ValueError("this decoder reads an encoder: give encoded and encoder_batch")
+        if encoded is not None or encoder_batch is not None:
+            if self.config.encoder is None:
+                raise ValueError("this model reads no encoder: leave out encoded and encoder_batch, or give its config an encoder")
+            if cache is not None and cache.encoder is not None:
+                raise ValueError("the cache already holds what the encoder made: leave out encoded and encoder_batch")
+            if encoded is not None and encoder_batch is not None and encoded.shape[:-1] != encoder_batch.ids.shape:
+                raise ValueError(f"encoded has shape {tuple(encoded.shape)} for {len(encoder_batch.ids)} tokens: give [tokens, width]")
         views = self._views(batch, cache, encoder, tokens.dtype)
         cross: Sequence[View] = ()
         if self.config.encoder is not None:
@@ -151,7 +175,7 @@ class Transformer(nn.Module):
         return around, self.embedding.queries(batch, self.position) if self.config.stream == "positions" else tokens
 
     def _views(self, batch: Batch, cache: Cache | None, encoder: Rows | None, dtype: torch.dtype) -> list[View]:
-        if cache is not None and len(batch.grids) > 1:
+        if cache is not None and batch.shape is None:                    # a packed one may stand in another order
             raise ValueError("a cache reads a padded batch, not a packed one")
         if cache is None or not cache.length:                # a step's batch comes with its times
             rows = []
@@ -193,8 +217,10 @@ class Transformer(nn.Module):
 
     def _cross_view(self, batch: Batch, own: View, encoder: Rows, encoder_batch: Batch | None) -> View:
         source = own.grid if encoder_batch is None else encoder_batch.grids[0]
-        if len(batch.grids) > 1 or (encoder_batch is not None and len(encoder_batch.grids) > 1):
+        if batch.shape is None or (encoder_batch is not None and encoder_batch.shape is None):
             raise ValueError("cross-attention reads padded batches, not packed ones")
+        if own.grid.b != len(encoder.keep):
+            raise ValueError(f"{own.grid.b} rows read {len(encoder.keep)} encoded rows: give as many of both")
         mask = None if encoder_batch is not None and encoder_batch.dense else encoder.keep[:, None, None, :]
         return View(grid=own.grid, source=source, q=own.q, k=encoder, position=self.own_position, mask=mask, lanes=own.lanes)
 
@@ -214,10 +240,25 @@ class Transformer(nn.Module):
             output.classes = self.heads["classifier"](output.pooled)
 
 
+def _within(what: str, values: Tensor, count: int, has: str) -> None:
+    least, most = int(values.min()), int(values.max())
+    if not 0 <= least <= most < count:
+        raise DataError(f"The {what} go from {least} to {most}, but {has} {count}.", fix=f"Give 0 to {count - 1}.")
+
+
 def _maps(pair: tuple[Any, Any], *, whole: bool) -> Any:
     """A padded batch has one view: its map; a packed one a map a group."""
     own, cross = ((None if one is None else one[0] if whole else tuple(one)) for one in pair)
     return own if cross is None else (own, cross)
+
+
+def _head_name(head: switch.Spec, config: ModelConfig) -> str:
+    name = switch.spec_name(head)
+    if [switch.spec_name(other) for other in config.heads].count(name) > 1:
+        raise ConfigError(f"heads names {name!r} twice.", fix="Keep one of them.")
+    if callable(head) or ":" in name:
+        raise ConfigError(f"heads holds {name!r}, a part of your own.", fix="Put it on the hidden states yourself: output.hidden.")
+    return name
 
 
 def _refuse(model: Transformer) -> None:

@@ -26,7 +26,8 @@ def groups(model: nn.Module, *, weight_decay: float, exempt: Iterable[str] = ())
         raise ConfigError("The model has no parameter to train.", fix="Set requires_grad on those that should learn.")
     for part in names:
         if not any(part in name for name, _ in model.named_parameters()):
-            raise ConfigError(f"exempt names {part!r}, which no parameter has in its name.", fix="Use part of a name in model.named_parameters().")
+            what = f"exempt names {part!r}, which no parameter has in its name."
+            raise ConfigError(what, fix="Use part of a name in model.named_parameters().")
     free = {name for name, parameter in found if parameter.ndim <= 1 or any(part in name for part in names)}
     both = [
         {"params": [p for name, p in found if name not in free], "weight_decay": weight_decay},

@@ -20,7 +20,8 @@ class Learned(Position):
         nn.init.normal_(self.table.weight, std=std)
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        return x + self.table(pos)  # type: ignore[no-any-return]
+        rows: Tensor = self.table(pos)
+        return x + rows
 
 
 def build(config: ModelConfig) -> Learned:

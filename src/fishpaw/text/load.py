@@ -25,16 +25,16 @@ def load_tokenizer(folder: str | Path, *, pre_tokenize: Callable[[str], list[str
     folder = Path(folder)
     config = _read_json(folder / "tokenizer_config.json")
     described = _read_json(folder / "tokenizer.json")
-    kind = _field(described, "model", dict, folder / "tokenizer.json").get("type") if described else None
+    kind = _field(described, "model", dict, folder / "tokenizer.json").get("type") if described is not None else None
     if (folder / "vocab.txt").is_file():
         return _wordpiece(folder, _vocab_txt(folder / "vocab.txt"), config, described, pre_tokenize)
-    if described and kind == "WordPiece":
+    if described is not None and kind == "WordPiece":
         return _wordpiece(folder, _vocab_json(described, folder / "tokenizer.json"), config, described, pre_tokenize)
-    if described and kind == "BPE":
+    if described is not None and kind == "BPE":
         return _byte_level(folder, config, described)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return _byte_level(folder, config, None)
-    if described:
+    if described is not None:
         raise CheckpointError(f"{folder / 'tokenizer.json'}: a tokenizer of kind {kind!r} is not supported.",
                               fix="Use a model with a WordPiece or byte-level BPE tokenizer.")
     raise CheckpointError(f"{folder} holds no tokenizer: looked for vocab.txt, tokenizer.json, and vocab.json with merges.txt.",
@@ -84,7 +84,7 @@ def _wants_jieba(folder: Path, config: dict[str, Any] | None) -> bool:
 def _byte_level(folder: Path, config: dict[str, Any] | None, described: dict[str, Any] | None) -> ByteLevel:
     config = config or {}
     prefix_space = config.get("add_prefix_space", False)
-    if described:
+    if described is not None:
         path = folder / "tokenizer.json"
         rule = described.get("pre_tokenizer") or {}
         if not isinstance(rule, dict) or rule.get("type") != "ByteLevel" or described.get("normalizer") or rule.get("use_regex") is False:

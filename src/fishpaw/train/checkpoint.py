@@ -20,7 +20,7 @@ from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.files import MANIFEST, folder_atomic, recover, verify_manifest, write_atomic
 from fishpaw.train.randomness import Randomness
 
-__all__ = ["differences", "exists", "load", "load_weights", "put_weights", "read_record", "save", "save_weights", "weights"]
+__all__ = ["differences", "exists", "load", "load_weights", "put_weights", "read_facts", "read_record", "save", "save_weights", "weights"]
 
 _FORMAT = 1
 _AGAIN = "Remove the folder to start anew, or copy it again."
@@ -92,7 +92,8 @@ def put_weights(model: nn.Module, stored: Mapping[str, Tensor], *, where: Path) 
     """Copy stored tensors into the model. Raises CheckpointError if a name, shape or type is not the model's; then nothing was copied."""
     here = weights(model)
     missing, strange = here.keys() - stored.keys(), stored.keys() - here.keys()
-    unlike = [name for name in here.keys() & stored.keys() if (here[name].shape, here[name].dtype) != (stored[name].shape, stored[name].dtype)]
+    both = here.keys() & stored.keys()
+    unlike = [name for name in both if (here[name].shape, here[name].dtype) != (stored[name].shape, stored[name].dtype)]
     if missing or strange or unlike:
         said = [f"missing {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(strange)]
         said += [f"{n} is {_described(stored[n])}, the model's {_described(here[n])}" for n in sorted(unlike)]
@@ -108,6 +109,16 @@ def save_weights(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> No
     with folder_atomic(folder) as new:
         _write_tensors(new / "model.safetensors", weights(model))
         write_atomic(new / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """The facts of `save_weights`; None if they are not there."""
+    recover(folder)
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -142,7 +153,8 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
             elif isinstance(value, (bool, int, float, type(None))):
                 numbers[key] = value
             else:
-                raise ConfigError(f"The optimiser's state {key!r} is a {type(value).__name__}.", fix="Only tensors and numbers can be saved.")
+                what = f"The optimiser's state {key!r} is a {type(value).__name__}."
+                raise ConfigError(what, fix="Only tensors and numbers can be saved.")
     plain = (bool, int, float, str, type(None))
     groups = [{name: value for name, value in group.items() if isinstance(value, plain)} for group in optimizer.param_groups]
     return tensors, {"state": numbers, "groups": groups}

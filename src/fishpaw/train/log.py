@@ -45,7 +45,8 @@ class Log:
                 self._file.write(json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
                 self._file.flush()
             except OSError as error:
-                raise FishpawError(f"{self._file.name}: can't be written ({error.strerror}).", fix="Free some space, then start again: the run goes on.") from error
+                what = f"{self._file.name}: can't be written ({error.strerror})."
+                raise FishpawError(what, fix="Free some space, then start again: the run goes on.") from error
         if self._report is not None:
             self._report(plain)
 
@@ -62,7 +63,7 @@ class Log:
 
 
 class Bar:
-    """tqdm's bar over `total` steps, on stderr; nothing is shown if `shown` is False, or None and stderr is neither terminal nor notebook."""
+    """tqdm's bar over `total` steps, on stderr. shown: None: on a terminal or in a notebook; where it is not, every call does nothing."""
 
     def __init__(self, total: int, *, start: int, shown: bool | None) -> None:
         self._bar: Any = None
@@ -75,10 +76,10 @@ class Bar:
         if self._bar is not None:
             self._bar.update(1)
 
-    def tell(self, **values: float | str) -> None:
+    def tell(self, values: Mapping[str, float]) -> None:
         """Show values behind the bar."""
         if self._bar is not None:
-            self._bar.set_postfix({name: value if isinstance(value, str) else f"{value:.4g}" for name, value in values.items()}, refresh=False)
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
 
     def close(self) -> None:
         if self._bar is not None:

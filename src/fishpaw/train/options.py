@@ -21,8 +21,8 @@ WITHOUT_EFFECT = frozenset({"save_every", "save_seconds", "log_every", "threads"
 class Options:
     """The options of `loop.fit`. Shares and rates are plain numbers; a step is one update of the weights.
 
-    epochs: passes over the data, parts of one too; not used if `steps` is given.      steps: updates in all.
-    batch_size: rows a batch. token_budget: instead, rows x longest row at most.        accumulate: batches an update, weighted by what they count.
+    epochs: passes over the data, parts of one too; not used if `steps` is given. steps: updates in all.
+    batch_size: rows a batch. token_budget: instead, rows x longest row at most. accumulate: batches an update, weighted by what they count.
     learning_rate: its peak. warmup: share of the steps that lead up to it; then it falls to 0, both linearly.
     weight_decay: of matrices only. clip: largest norm of the whole gradient; None: any.
     precision: "fp32": as the weights are. "bf16": autocast, the weights stay as they are. "fp16" becomes "bf16" on a CPU, with a warning.
@@ -78,7 +78,7 @@ def autocast_dtype(options: Options, device: torch.device) -> torch.dtype | None
     if options.precision == "fp32":
         return None
     if options.precision == "fp16" and device.type != "cpu":
-        raise ConfigError("precision is fp16, which needs its losses scaled.", fix='Use "bf16": the same speed and size, and no scale to choose.')
+        raise ConfigError("precision is fp16, which needs its losses scaled.", fix='Use "bf16": as fast and small, no scale to choose.')
     if options.precision == "fp16":
         warnings.warn("fp16 is many times slower than fp32 on a CPU: training in bf16 instead.", stacklevel=3)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():

@@ -21,7 +21,8 @@ def crc32c(data: bytes | memoryview | NDArray[np.uint8]) -> int:
     values = np.frombuffer(data, np.uint8)
     if len(values) < 4:
         return _bitwise(values.tolist())
-    head = len(values) % _BLOCK or _BLOCK
+    head = len(values) % _BLOCK
+    head += _BLOCK if head < 4 else 0                  # room for the initial state
     padded = np.zeros(1 << max(2, (head - 1).bit_length()), np.uint8)           # zeros in front change nothing
     padded[-head:] = values[:head]
     padded[len(padded) - head : len(padded) - head + 4] ^= 0xFF                 # the initial state, all ones

@@ -93,7 +93,7 @@ class Bundle(Mapping[str, Tensor]):
 
     def _partitioned(self, name: str, entry: Entry) -> Tensor:
         """Join the slices that a partitioned variable was saved in: along one axis, without a gap."""
-        dtype = _dtype(entry)
+        _dtype(entry)
         spans = [_span(extent, entry.shape) for extent in entry.extents]
         axes = {axis for span in spans for axis, (_, length) in enumerate(span) if length != entry.shape[axis]} or {0}
         if len(axes) > 1:
@@ -109,7 +109,7 @@ class Bundle(Mapping[str, Tensor]):
             end += shape[axis]
         if end != entry.shape[axis]:
             raise _Damage(f"its slices end at {end:,} of {entry.shape[axis]:,}")
-        return torch.cat(pieces, dim=axis).to(dtype)
+        return torch.cat(pieces, dim=axis)
 
     def _shard(self, number: int) -> Path:
         if not 0 <= number < self._shards:
@@ -341,7 +341,7 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 
 def _span(extent: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """The slice as (start, length) on each axis, -1 resolved to the whole axis."""
-    if len(extent) != len(shape):
+    if not shape or len(extent) != len(shape):
         raise _Damage("a slice has another number of axes than the tensor")
     return tuple((0, whole) if length == -1 else (start, length) for (start, length), whole in zip(extent, shape, strict=True))
 

@@ -1,0 +1,63 @@
+"""Padding: what was given stands where it should, and nothing but padding elsewhere; batches keep their shape on the way to a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from fishpaw.data.collate import Padded, move, named_tensors, pad
+from fishpaw.errors import DataError
+
+
+@dataclass
+class Encoding:
+    ids: list[int]
+    segments: list[int]
+
+
+ROWS = [Encoding([2, 7, 3], [0, 0, 1]), Encoding([], []), Encoding([5], [1])]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("multiple", "width"), [(1, 3), (4, 4), (3, 3)])
+def test_rows_come_back_out_of_the_rectangle(side: str, multiple: int, width: int) -> None:
+    batch = pad(ROWS, fill=9, side=side, multiple=multiple)  # type: ignore[arg-type]
+    assert batch.ids.shape == batch.segments.shape == (3, width)
+    assert batch.keep is not None and not batch.is_dense
+    assert [row[keep].tolist() for row, keep in zip(batch.ids, batch.keep, strict=True)] == [row.ids for row in ROWS]
+    assert [row[keep].tolist() for row, keep in zip(batch.segments, batch.keep, strict=True)] == [row.segments for row in ROWS]
+    assert set(batch.ids[~batch.keep].tolist()) == {9} and set(batch.segments[~batch.keep].tolist()) == {0}
+    assert batch.keep[0].tolist() == ([True] * 3 + [False] * (width - 3))[:: 1 if side == "right" else -1]
+    assert batch.lengths == (3, 0, 1)
+
+
+def test_a_batch_without_padding_says_so() -> None:
+    batch = pad([ROWS[0], ROWS[0]])
+    assert batch.keep is None and batch.is_dense
+    assert pad([ROWS[1]]).keep is not None                               # one empty text: width 1, all of it padding
+
+
+def test_no_text_and_unequal_segments_are_refused() -> None:
+    with pytest.raises(DataError, match="without a single text"):
+        pad([])
+    with pytest.raises(DataError, match="Row 1 of a batch: 2 ids, but 1 segments"):
+        pad([ROWS[0], Encoding([1, 2], [0])])
+
+
+class Pair(NamedTuple):
+    padded: Padded
+    rest: dict[str, list[torch.Tensor | str]]
+
+
+def test_moving_keeps_the_shape_of_a_batch_and_every_tensor_has_a_name() -> None:
+    batch = Pair(pad(ROWS), {"labels": [torch.ones(2), "text"]})
+    there = move(batch, torch.device("meta"))
+    assert isinstance(there, Pair) and isinstance(there.padded, Padded)
+    assert there.padded.lengths == (3, 0, 1) and there.rest["labels"][1] == "text"
+    names = named_tensors(there)
+    assert list(names) == ["batch.padded.ids", "batch.padded.segments", "batch.padded.keep", "batch.rest.labels.0"]
+    assert {tensor.device.type for tensor in names.values()} == {"meta"}
+    assert {tensor.device.type for tensor in named_tensors(batch).values()} == {"cpu"}

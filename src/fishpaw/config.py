@@ -199,6 +199,10 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: nested too deeply.", fix="That is no configuration of a model.") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}, line {error.lineno}: invalid JSON ({error.msg}).", fix="Repair it, or fetch it again.") from None
+    except ConfigError:
+        raise
+    except ValueError as error:                                      # a number of thousands of digits
+        raise ConfigError(f"{where}: {error}.", fix="That is no configuration of a model.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: not a JSON object.", fix="Repair it, or fetch it again.")
     return values

@@ -216,7 +216,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         advice = _ADVICE.get(error.errno or 0, "Check the path and the disk, then try again.")
-        raise FishpawError(f"{path}: can't be written ({error.strerror or error}: {where}). Nothing was changed.", fix=advice) from error
+        raise FishpawError(f"{path}: can't be written ({error.strerror or error}: {where}).", fix=advice) from error
 
 
 def _real(path: str | os.PathLike[str]) -> Path:

@@ -12,7 +12,8 @@ import pytest
 from fishpaw.text.vocab import Vocab
 
 HERE = Path(__file__).parent
-OPTIONS = [dict(lower=lower, strip_accents=strip, cjk=cjk) for lower in (True, False) for strip in (None, True, False) for cjk in (True, False)]
+OPTIONS = [dict(lower=lower, strip_accents=strip, cjk=cjk)
+           for lower in (True, False) for strip in (None, True, False) for cjk in (True, False)]
 
 
 @pytest.fixture(scope="session")

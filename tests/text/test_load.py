@@ -151,11 +151,20 @@ def test_mutated_files_load_or_are_refused_by_name(small_bpe, tmp_path):
             (tmp_path / "tokenizer.json").unlink()
         for _ in range(300):
             place = dice.randrange(len(whole))
-            (tmp_path / name).write_bytes(dice.choice((
-                whole[:place], whole[:place] + bytes([dice.randrange(256)]) + whole[place + 1:], whole[:place] + whole[place + dice.randrange(9):])))
+            middle, skip = dice.choice(((b"", len(whole)), (bytes([dice.randrange(256)]), 1), (b"", dice.randrange(9))))
+            (tmp_path / name).write_bytes(whole[:place] + middle + whole[place + skip:])
             try:
                 load_tokenizer(tmp_path).encode("hello中")
             except FishpawError:
                 refused += 1
         (tmp_path / name).write_bytes(whole)
     assert refused > 300
+
+
+@pytest.mark.parity
+def test_an_odd_vocab_txt_has_transformers_ids(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_bytes(b"[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\n[MASK]\r\na\r\n\r\nb\r\na\r\n c\r\nd \r\n")
+    write(tmp_path, tokenizer_config__json={"tokenizer_class": "BertTokenizer"})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).encode("a b c d [MASK]").ids == theirs("a b c d [MASK]")["input_ids"] == [2, 8, 7, 1, 10, 4, 3]

@@ -8,7 +8,8 @@ from fishpaw.text.normalize import half_width, is_cjk, mend, normalize
 
 
 def test_text_is_what_the_rust_normalizer_makes_of_the_whole_line(option, hard_lines):
-    rust = BertNormalizer(clean_text=True, handle_chinese_chars=option["cjk"], strip_accents=option["strip_accents"], lowercase=option["lower"])
+    rust = BertNormalizer(clean_text=True, handle_chinese_chars=option["cjk"], strip_accents=option["strip_accents"],
+                          lowercase=option["lower"])
     for line in hard_lines:
         assert normalize(line, **option)[0] == rust.normalize_str(mend(line))
 

@@ -18,7 +18,8 @@ def test_a_line_number_is_an_id_and_a_file_comes_back(tmp_path, vocab):
 
 
 @pytest.mark.parametrize("raw", [
-    LINES.encode(), b"\xef\xbb\xbf" + LINES.encode(), LINES.replace("\n", "\r\n").encode(), (LINES + "\n\r\n\n").encode(), LINES.rstrip().encode(),
+    LINES.encode(), b"\xef\xbb\xbf" + LINES.encode(), LINES.replace("\n", "\r\n").encode(), (LINES + "\n\r\n\n").encode(),
+    LINES.rstrip().encode(),
 ], ids=["plain", "bom", "crlf", "blank-end", "no-last-newline"])
 def test_harmless_dress_is_taken_off(raw):
     assert Vocab.parse(raw).tokens == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "中", "##ab")

@@ -123,7 +123,7 @@ def test_pairs_batches_and_truncation_agree(tokenizer, hard_lines):
 def test_decode_joins_and_skips(tokenizer):
     ids = tokenizer.encode("今天 playing，hello world!", "[MASK]好").ids
     assert tokenizer.decode(ids) == "今天playing，hello world!好"
-    assert tokenizer.decode(tokenizer.encode("好").ids, skip_special=False) == "[CLS] 好 [SEP]".replace(" 好 ", "好")
+    assert tokenizer.decode(tokenizer.encode("好").ids, skip_special=False) == "[CLS]好[SEP]"
     for wrong in (-1, tokenizer.size):
         with pytest.raises(DataError, match=str(wrong)):
             tokenizer.decode([wrong])
@@ -137,7 +137,8 @@ def test_chinese_text_comes_back(tokenizer, vocab):
 
 def test_ids_are_found_by_name_and_missing_ones_named(vocab):
     tokenizer: Tokenizer = WordPiece(vocab)
-    assert [vocab.tokens[id] for id in (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)] == list(SPECIAL)
+    ids = tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+    assert [vocab.tokens[id] for id in ids] == list(SPECIAL)
     assert tokenizer.size == len(vocab)
     without = Vocab(tuple(token for token in vocab.tokens if token != "[MASK]"))
     with pytest.raises(DataError, match="MASK"):
@@ -216,7 +217,8 @@ def real_lines(folder, count):
         opened = gzip.open(f"{path}.gz", "rt", encoding="utf-8") if not path.exists() else path.open(encoding="utf-8")
         with opened as records:
             for record in records:
-                quota += [line for value in json.loads(record).values() if isinstance(value, str) for line in value.split("\n") if line.strip()]
+                fields = [value for value in json.loads(record).values() if isinstance(value, str)]
+                quota += [line for value in fields for line in value.split("\n") if line.strip()]
                 if len(quota) >= count // 4:
                     break
         lines += quota[:count // 4]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import builtins
 import sys
 import types
 
@@ -8,8 +7,8 @@ import pytest
 
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.text.normalize import normalize
-from fishpaw.text.words import align, jieba_cutter, rematch
 from fishpaw.text.wordpiece import WordPiece
+from fishpaw.text.words import align, jieba_cutter, rematch
 
 
 def stem(token):
@@ -22,15 +21,7 @@ def test_jieba_gives_the_words_of_the_text():
 
 
 def test_without_jieba_the_error_says_how_to_get_it(monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *args):
-        if name == "jieba":
-            raise ImportError(name)
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.delitem(sys.modules, "jieba", raising=False)
+    monkeypatch.setitem(sys.modules, "jieba", None)             # as if it were not installed
     with pytest.raises(ConfigError, match="pip install jieba"):
         jieba_cutter()
 
@@ -99,11 +90,16 @@ def fake_rjieba():
 
 
 @pytest.mark.parity
-def test_words_are_those_of_transformers_roformer(vocab, monkeypatch):
+@pytest.mark.parametrize("way", ["made", "opened"])
+def test_words_are_those_of_transformers_roformer(vocab, monkeypatch, tmp_path, way):
     pytest.importorskip("jieba")
     transformers = pytest.importorskip("transformers")
     monkeypatch.setitem(sys.modules, "rjieba", fake_rjieba())
-    ours, theirs = WordPiece(vocab, pre_tokenize="jieba"), transformers.RoFormerTokenizer(vocab=dict(vocab.index))
+    ours = WordPiece(vocab, pre_tokenize="jieba")
+    ours.save(tmp_path)
+    made = transformers.RoFormerTokenizer(vocab=dict(vocab.index))
+    theirs = made if way == "made" else transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(theirs, transformers.RoFormerTokenizer) and len(theirs) == ours.size
     apart = 0
     for line in ("今天天气非常好", "我们喜欢研究生命的起源", "人民在北京公园看电影", "我们今天去中国人民公园", "非常推荐", "", "鱻鱻非常"):
         got, want = ours.encode(line), theirs(line, return_offsets_mapping=True)

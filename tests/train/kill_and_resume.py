@@ -164,6 +164,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.child:
         return _child(arguments.child, arguments, None)
+    torch.optim.AdamW([torch.zeros(1)])                              # its first use imports torch._dynamo: a second that each child would pay
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
         began = time.monotonic()

@@ -2,7 +2,7 @@
 
 Needs the real TensorFlow, in an environment of its own; the tests and the library do not:
     python3 -m venv /tmp/tf && /tmp/tf/bin/pip install tensorflow==2.21.0
-    /tmp/tf/bin/python tests/weights/make_tensorflow_bundles.py            # rewrites tests/weights/bundles/, about 190 kB
+    /tmp/tf/bin/python tests/weights/make_tensorflow_bundles.py            # rewrites tests/weights/bundles/, about 60 kB
 Any TensorFlow 2 does: the values come from a fixed seed and the format has not changed since 2016.
 """
 

@@ -98,6 +98,20 @@ class Transformer(nn.Module):
         pairs = [(block.attention.kernel.memory(), block.cross.kernel.memory() if block.cross else None) for block in self._blocks()]
         return Cache(pairs, self.mask)
 
+    def set_heads(self, heads: Sequence[switch.Spec]) -> None:
+        """Keep the heads that are held already and named the same, build the others from random values, drop the rest."""
+        config = self.config.change({"heads": tuple(heads)})
+        held = {_head_name(head, self.config): head for head in self.config.heads}
+        device, dtype = self.embedding.tokens.weight.device, self.embedding.tokens.weight.dtype
+        made = nn.ModuleDict()
+        for head in config.heads:
+            name = _head_name(head, config)
+            kept = name in self.heads and held.get(name) == head
+            made[name] = self.heads[name] if kept else switch.build("model.heads", head, config).to(device=device, dtype=dtype)
+        self.config, self.heads = config, made
+        _refuse(self)
+        self.train(self.training)
+
     def _blocks(self) -> list[Block]:
         return [block for block in self.layers if isinstance(block, Block)]
 

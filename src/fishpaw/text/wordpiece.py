@@ -87,8 +87,9 @@ class WordPiece:
         return join(tokens)
 
     def save(self, folder: Path) -> None:
-        """Write vocab.txt and tokenizer_config.json, which transformers' AutoTokenizer opens with the same ids (with jieba: as a
-        RoFormerTokenizer). Raises ConfigError for a pre_tokenize that is a function, which a file can't hold."""
+        """Write vocab.txt and tokenizer_config.json, which transformers' AutoTokenizer opens with the same ids; with jieba, tokenizer.json,
+        too, and they open as a RoFormerTokenizer, which needs rjieba. Raises ConfigError for a pre_tokenize that is a function, which a
+        file can't hold."""
         if callable(self.pre_tokenize):
             raise ConfigError("pre_tokenize is a function, which can't be saved.", fix="Save with pre_tokenize='jieba' or None, "
                               "and pass the function again after loading.")
@@ -102,6 +103,8 @@ class WordPiece:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.vocab.save(folder / "vocab.txt")
+        if self.pre_tokenize:                                   # from vocab.txt alone, transformers' RoFormerTokenizer finds no words
+            (folder / "tokenizer.json").write_bytes(self._rust.to_str(pretty=True).encode("utf-8"))
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
 
     @property

@@ -7,6 +7,8 @@ the vocabulary decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
 
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -22,7 +24,7 @@ def jieba_cutter() -> WordCutter:
     """jieba's accurate mode without the hidden Markov model, as RoFormer's and WoBERT's vocabularies were made.
     Raises ConfigError when jieba is not installed."""
     try:
-        import jieba  # type: ignore[import-untyped, unused-ignore]
+        jieba: Any = import_module("jieba")                     # it has no types
     except ImportError as error:
         raise ConfigError("this tokenizer cuts words with jieba, which is not installed.", fix="Run: pip install jieba") from error
     jieba.setLogLevel(30)                                       # it announces its dictionary on stderr

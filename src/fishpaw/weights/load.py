@@ -3,50 +3,63 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fishpaw import hub
+from fishpaw import hub, switch
 from fishpaw.config import ModelConfig, parse_object
-from fishpaw.errors import CheckpointError, ConfigError
+from fishpaw.errors import CheckpointError, ConfigError, FishpawError
 from fishpaw.files import MANIFEST, blobs, inside, recover, verify_manifest
 from fishpaw.model.transformer import Transformer
-from fishpaw.switch import Spec
+from fishpaw.switch import Spec, spec_name, spec_options
 from fishpaw.text.bpe import ByteLevel
 from fishpaw.text.load import load_tokenizer
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.weights.formats import Tensors, find_nonfinite, read_folder, read_tensors
 from fishpaw.weights.names import Family
-from fishpaw.weights.translate import Part, heads_of, ignored, join, parts, read_config, recognise, renamed
+from fishpaw.weights.translate import Part, heads_of, ignored, join, joined_shape, parts, read_config, recognise, renamed
 
 __all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer"]
 
 _log = logging.getLogger("fishpaw")
 _LARGEST_CONFIG = 2**22            # bytes
-_NEW = ("heads.", "embedding.query")
+_LONGEST_TABLE = 20                # lines
 _OTHER = "Is this config.json of this file?"
+_ORIGIN = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?@[0-9a-f]{40}", re.ASCII)
+# Turning a switch may leave tensors of the file without a place and ask for new ones: those whose name holds one of these.
+_AFFECTED = {
+    "position": ("position.",),
+    "attention": (".kernel.",),
+    "stream": ("embedding.query",),
+    "embedding_norm": ("embedding.norm.",),
+    "norm_at": ("final_norm.",),
+    "norm": ("norm.",),
+}
 
 
 @dataclass(frozen=True)
 class Report:
     """What was found. reason: how the family was recognised; new: tensors of ours that the file lacks and that start from random values;
-    unused: tensors of the file that this model has no place for; nonfinite: tensors with a NaN or an infinity."""
+    unused: tensors of the file that this model has no place for; nonfinite: tensors with a NaN or an infinity. origin: "hub id@commit" of
+    the model, or of the one that a saved model was made from."""
 
     family: str
     reason: str
     config: ModelConfig
     folder: Path
-    revision: str | None = None
+    origin: str | None = None
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -64,20 +77,11 @@ def load(
     verify: bool = True,
 ) -> tuple[Transformer, WordPiece | ByteLevel]:
     """A model and its tokenizer; the options are those of `load_model`."""
-    model = load_model(
-        name,
-        revision=revision,
-        family=family,
-        mask=mask,
-        position=position,
-        attention=attention,
-        heads=heads,
-        residual_scores=residual_scores,
-        dropout=dropout,
-        dtype=dtype,
-        verify=verify,
-    )
-    return model, load_tokenizer(hub.find(name, revision=revision).folder)
+    changes = _given(mask, position, attention, heads, residual_scores, dropout)
+    model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
+    tokenizer = load_tokenizer(report.folder)
+    _tell(report)
+    return model, tokenizer
 
 
 def load_model(
@@ -98,28 +102,13 @@ def load_model(
 
     family: where neither config.json nor the names tell it. mask "causal" or "unilm": an encoder as a language model or seq2seq;
     position, attention, residual_scores, dropout: other switches. heads: which to build, default those that the checkpoint holds;
-    one that it lacks starts from random values, and a log line says so. dtype: of the parameters. verify: compare a saved folder with
-    its manifest. Errors: CheckpointError (damaged, unsafe, incomplete or of another model), ConfigError, HubError.
+    one that it lacks, or a classifier of other labels, starts from random values, and a log line says so. dtype: of the parameters.
+    verify: compare a saved folder with its manifest. Errors: CheckpointError (damaged, unsafe, incomplete or of another model),
+    ConfigError, HubError.
     """
-    changes = {
-        "mask": mask,
-        "position": position,
-        "attention": attention,
-        "heads": None if heads is None else tuple(heads),
-        "residual_scores": residual_scores,
-        "dropout": dropout,
-        "attention_dropout": dropout,
-    }
-    given = {key: value for key, value in changes.items() if value is not None}
-    model, report = inspect(name, changes=given, revision=revision, family=family, dtype=dtype, verify=verify)
-    for note in report.notes:
-        _log.info(note)
-    if report.new:
-        _log.warning("%s: %d new tensors start from random values: %s", report.folder, len(report.new), _few(report.new))
-    if report.unused:
-        _log.info("%s: %d tensors are not used: %s", report.folder, len(report.unused), _few(report.unused))
-    if report.nonfinite:
-        warnings.warn(f"{report.folder}: NaN or infinite values in {_few(report.nonfinite)}", stacklevel=2)
+    changes = _given(mask, position, attention, heads, residual_scores, dropout)
+    model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
+    _tell(report)
     return model
 
 
@@ -132,102 +121,196 @@ def inspect(
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
 ) -> tuple[Transformer, Report]:
-    """`load_model`, with any field of ModelConfig to change, and a report of what was found."""
+    """`load_model`, with any field of ModelConfig to change, and a report of what was found instead of log lines."""
+    if not dtype.is_floating_point:
+        raise ConfigError(f"dtype is {dtype}.", fix="Give torch.float32, torch.bfloat16 or another of real numbers.")
+    if "\0" not in os.fspath(name):
+        recover(Path(os.path.expanduser(name)))                   # a process may have died while it replaced the folder
     found = hub.find(name, revision=revision)
     folder = found.folder
-    recover(folder)
-    if verify and (folder / MANIFEST).exists():
-        verify_manifest(folder)
-    values = _read_values(folder)
+    if verify and found.source != "hub" and os.path.lexists(folder / MANIFEST):     # the hub states hashes of its own
+        verify_manifest(folder, also=blobs(folder))
+    path, values = _read_values(folder)
     notes = [] if found.note is None else [found.note]
     if "auto_map" in values:
-        notes.append(f"{folder}: config.json names code (auto_map), which is never run.")
+        notes.append(f"{path} names code (auto_map), which is never run.")
     tensors = read_folder(folder) if found.file is None else read_tensors(found.file)
-    if values.get("model_type") == "fishpaw":
-        config = ModelConfig.from_dict(values.get("fishpaw") or {})
-        table: Family | None = None
-        reason = "config.json says model_type 'fishpaw'"
-        known = {tensor: (tensor, False) for tensor in tensors}
-    else:
-        table, reason = recognise(values, list(tensors), family=family)
-        known = renamed(list(tensors), table)
-        config = read_config(values, table)
-        held = heads_of(values, set(known), table)
-        own = values.get("fishpaw") or {}
-        config = ModelConfig.from_dict({**config.change({"heads": held}).to_dict(), **own})
-    _log.info("%s: a %s model, because %s", folder, config.family, reason)
-    config = config.change(dict(changes or {}))
-    model, new, unused = _filled(config, table, tensors, known, dtype)
+    try:
+        table, reason, before = _understand(values, tensors, family)
+    except (ConfigError, CheckpointError) as error:
+        raise _named(path, error) from None
+    config = before.change(dict(changes or {}))
+    try:
+        model, new, unused = _filled(config, before, table, tensors, dtype)
+    except ConfigError as error:
+        raise error if config != before else _named(path, error) from None
+    origin = f"{found.name}@{found.revision}" if found.source == "hub" else values.get("origin")
+    model.origin = origin if isinstance(origin, str) and _ORIGIN.fullmatch(origin) else None
     nonfinite = tuple(find_nonfinite(dict(model.named_parameters())))
-    return model, Report(config.family, reason, config, folder, found.revision, new, unused, nonfinite, tuple(notes))
+    return model, Report(config.family, reason, config, folder, model.origin, new, unused, nonfinite, tuple(notes))
 
 
-def _read_values(folder: Path) -> dict[str, Any]:
+def _given(
+    mask: Spec | None,
+    position: Spec | None,
+    attention: Spec | None,
+    heads: Sequence[Spec] | None,
+    residual_scores: bool | None,
+    dropout: float | None,
+) -> dict[str, Any]:
+    changes = {
+        "mask": mask,
+        "position": position,
+        "attention": attention,
+        "heads": heads if heads is None or isinstance(heads, str) else tuple(heads),
+        "residual_scores": residual_scores,
+        "dropout": dropout,
+        "attention_dropout": dropout,
+    }
+    return {key: value for key, value in changes.items() if value is not None}
+
+
+def _tell(report: Report) -> None:
+    """What is as expected at level info, what may surprise as a warning; NaN through `warnings`, too: nobody overlooks that."""
+    _log.info("%s: a %s model, because %s", report.folder, report.family, report.reason)
+    for note in report.notes:
+        _log.warning("%s", note)
+    if report.new:
+        _log.warning("%s: %d new tensors start from random values: %s", report.folder, len(report.new), _few(report.new))
+    if report.unused:
+        _log.info("%s: %d tensors are not used: %s", report.folder, len(report.unused), _few(report.unused))
+    if report.nonfinite:
+        warnings.warn(f"{report.folder}: NaN or infinite values in {_few(report.nonfinite)}", stacklevel=3)
+
+
+def _read_values(folder: Path) -> tuple[Path, dict[str, Any]]:
     """config.json, or Google's bert_config.json."""
     for name in ("config.json", "bert_config.json"):
         path = inside(folder, name, also=blobs(folder))
-        if not path.is_file():
-            continue
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes.", fix="That is no configuration of a model.")
         try:
-            return parse_object(path.read_text(encoding="utf-8-sig"), str(path))
+            if not path.is_file():
+                continue
+            if path.stat().st_size > _LARGEST_CONFIG:
+                raise ConfigError(f"{path}: {path.stat().st_size:,} bytes.", fix="That is no configuration of a model.")
+            return path, parse_object(path.read_text(encoding="utf-8-sig"), str(path))
         except UnicodeDecodeError:
             raise ConfigError(f"{path}: not UTF-8.", fix="Save it as UTF-8.") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror}).", fix="Check its permissions and the disk.") from None
     raise CheckpointError(f"{folder}: holds no config.json or bert_config.json.", fix="Copy the model's configuration into it.")
 
 
+def _understand(values: Mapping[str, Any], tensors: Tensors, family: str | None) -> tuple[Family | None, str, ModelConfig]:
+    """The family (None: our own layout), how it was recognised, and the configuration that the file stands for."""
+    own = values.get("fishpaw", {})
+    if not isinstance(own, Mapping):
+        raise ConfigError(f'"fishpaw" is a {type(own).__name__}.', fix="It must be a JSON object.")
+    try:
+        if values.get("model_type") == "fishpaw":
+            return None, "config.json says model_type 'fishpaw'", ModelConfig.from_dict(own)
+        table, reason = recognise(values, list(tensors), family=family)
+        held = heads_of(values, renamed(list(tensors), table), table)
+        config = read_config(values, table).change({"heads": held})
+        return table, reason, ModelConfig.from_dict({**config.to_dict(), **own})
+    except RecursionError:
+        raise ConfigError("encoders within encoders without end.", fix="That is no configuration of a model.") from None
+
+
 def _filled(
-    config: ModelConfig, family: Family | None, tensors: Tensors, known: Mapping[str, tuple[str, bool]], dtype: torch.dtype
+    config: ModelConfig, before: ModelConfig, family: Family | None, tensors: Tensors, dtype: torch.dtype
 ) -> tuple[Transformer, tuple[str, ...], tuple[str, ...]]:
-    """Build without memory, then hand each tensor over: nothing is initialised to be overwritten."""
+    """Build without memory, then hand each tensor over: nothing is initialised to be overwritten. `before`: what the file says."""
     _refuse_giant(config, tensors)
     with torch.device("meta"):
         model = Transformer(config)
     wanted = model.state_dict()
-    rows = dict(parts(family, config.layers)) if family else {name: [Part((name,), False)] for name in wanted}
-    taken: dict[str, Tensor] = {}
-    wrong: list[str] = []
+    known = renamed(list(tensors), family) if family else {name: (name, False) for name in tensors}
+    rows = dict(parts(family, config.layers)) if family else {name: [Part((name,), False)] for name in {*wanted, *tensors}}
+    free = tuple(piece for field, pieces in _AFFECTED.items() if getattr(config, field) != getattr(before, field) for piece in pieces)
+    anew = ("heads.classifier.",) if _renames_labels(config, before) else ()
+
+    sources: dict[str, list[tuple[str, bool]]] = {}
     used: set[str] = set()
-    for name, empty in wanted.items():
-        several = rows.get(name, [])
-        value = join(tensors, known, several, dtype) if several else None
-        if value is None:
-            continue
-        used.update(alias for part in several for alias in part.names)
-        if value.shape != empty.shape:
-            wrong.append(f"  {name}: the file has {list(value.shape)}, the config asks for {list(empty.shape)}")
-        taken[name] = value
-    if wrong:
-        shown = "\n".join(wrong[:20]) + (f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise CheckpointError(f"{tensors.files[0]}: {len(wrong)} tensors have other shapes:\n{shown}\n", fix=_OTHER)
-    missing = [name for name in wanted if name not in taken]
-    lost = [name for name in missing if not name.startswith(_NEW) and (family is None or name in rows)]
+    lost: list[str] = []
+    for name in wanted:
+        several = [] if name.startswith(anew) else rows.get(name, [])
+        aliases = [next((alias for alias in part.names if alias in known), None) for part in several]
+        held = [alias for alias in aliases if alias is not None]
+        if several and len(held) == len(several):
+            sources[name] = [
+                (known[alias][0], part.transposed != known[alias][1]) for alias, part in zip(held, several, strict=True)
+            ]
+            used.update(alias for part in several for alias in part.names)
+        elif not name.startswith("heads.") and not any(piece in name for piece in free):
+            lost += [part.names[0] for part, alias in zip(several, aliases, strict=True) if alias is None] or [name]
     if lost:
         raise CheckpointError(f"{tensors.files[0]}: lacks {len(lost)} tensors: {_few(lost)}.", fix=_OTHER)
+
     unused = [name for name in known if name not in used and not (family and ignored(name, family))]
-    strange = unused if family is None else [] if _switched_off(config, family) else _backbone(unused, family)
+    places = {alias: name for name, several in rows.items() for part in several for alias in part.names}
+    backbone = [name for name in unused if not places.get(name, name).startswith("heads.") and (family is None or _in_backbone(name, family))]
+    strange = [known[name][0] for name in backbone if not any(piece in places.get(name, "") for piece in free)]
     if strange:
         raise CheckpointError(
             f"{tensors.files[0]}: holds {len(strange)} tensors that this config has no place for: {_few(strange)}.", fix=_OTHER
         )
-    if missing:
-        fresh = Transformer(config).to(dtype).state_dict()
-        taken.update({name: fresh[name] for name in missing})
-    model.load_state_dict(taken, assign=True)
-    return model.eval(), tuple(missing), tuple(unused)
+    _refuse_other_shapes(tensors, sources, wanted)
+
+    new = [name for name in wanted if name not in sources]
+    made = _new_tensors(config, new)
+    state: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name in wanted:
+        value = join(tensors, sources[name], dtype) if name in sources else made[name].to(dtype)
+        state[name] = value.clone() if value.data_ptr() in taken else value      # tied in the file, two parameters here
+        taken.add(value.data_ptr())
+    model.load_state_dict(state, assign=True)
+    return model.eval(), tuple(new), tuple(known[name][0] for name in unused)
 
 
-def _backbone(names: Sequence[str], family: Family) -> list[str]:
-    return [name for name in names if name.startswith(family.prefix) and not name.startswith(f"{family.prefix}pooler.")]
+def _in_backbone(name: str, family: Family) -> bool:
+    return name.startswith(family.prefix) and not name.startswith(f"{family.prefix}pooler.")
 
 
-def _switched_off(config: ModelConfig, family: Family) -> bool:
-    """Whether a switch was turned that leaves tensors of the family without a place, such as another position."""
-    return any(getattr(config, name) != value for name, value in family.fixed.items() if name not in ("mask",))
+def _renames_labels(config: ModelConfig, before: ModelConfig) -> bool:
+    """Whether the file's classifier is of other labels than the one asked for; names for labels that had only numbers are not others."""
+    labels, old = ([list(spec_options(head).get("labels", [])) for head in one.heads if spec_name(head) == "classifier"]
+                   for one in (config, before))  # fmt: skip
+    if not labels or not old or labels == old:
+        return False
+    return len(labels[0]) != len(old[0]) or old[0] != [f"LABEL_{index}" for index in range(len(old[0]))]
+
+
+def _refuse_other_shapes(tensors: Tensors, sources: Mapping[str, list[tuple[str, bool]]], wanted: Mapping[str, Tensor]) -> None:
+    wrong = []
+    for name, pieces in sources.items():
+        if joined_shape(tensors, pieces) != tuple(wanted[name].shape):
+            held = " + ".join(f"{source} {list(tensors.shape(source))}" for source, _ in pieces)
+            wrong.append(f"  {held}, but the config asks for {list(wanted[name].shape)} ({name})")
+    if len(wrong) > _LONGEST_TABLE:
+        wrong = [*wrong[: _LONGEST_TABLE - 1], f"  … and {len(wrong) - _LONGEST_TABLE + 1} more"]
+    if wrong:
+        raise CheckpointError(f"{tensors.files[0]}: tensors of other shapes than the config's:\n" + "\n".join(wrong) + "\n", fix=_OTHER)
+
+
+def _new_tensors(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
+    """Random values for the tensors that no file holds; only the part that they belong to is built, if it is a head or a position."""
+    made: dict[str, Tensor] = {}
+    for head in config.heads:
+        prefix = f"heads.{spec_name(head)}."
+        if any(name.startswith(prefix) for name in names):
+            made |= {prefix + name: value for name, value in switch.build("model.heads", head, config).state_dict().items()}
+    if any(name.startswith("position.") for name in names):
+        made |= {f"position.{name}": value for name, value in switch.build("positions", config.position, config).state_dict().items()}
+    if any(name not in made for name in names):
+        made |= Transformer(config).state_dict()
+    return made
 
 
 def _refuse_giant(config: ModelConfig, tensors: Tensors) -> None:
+    """Before anything is built, on meta or not."""
+    if config.layers > len(tensors):
+        raise ConfigError(f"layers is {config.layers}, but {tensors.files[0]} holds {len(tensors)} tensors.", fix=_OTHER)
     held = sum(_count(tensors.shape(name)) for name in tensors)
     if config.parameters > 2 * held + 10**7:
         raise ConfigError(f"{tensors.files[0]}: holds {held:,} numbers, the config asks for about {config.parameters:,}.", fix=_OTHER)
@@ -238,6 +321,11 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         total *= size
     return total
+
+
+def _named(path: Path, error: FishpawError) -> FishpawError:
+    """The same error with the file in front, and no value longer than a line or two."""
+    return type(error)(f"{path}: {error.what if len(error.what) <= 400 else error.what[:400] + ' …'}", fix=error.fix[:1000])
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:

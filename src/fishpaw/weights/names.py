@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BERT", "FAMILIES", "GPT2", "ROFORMER", "TENSORFLOW_ENDINGS", "TENSORFLOW_MODULES", "Family"]
+__all__ = ["ACTIVATIONS", "BERT", "FAMILIES", "GPT2", "ROFORMER", "TENSORFLOW_ENDINGS", "TENSORFLOW_MODULES", "Family"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ ROFORMER = Family(
     weights={
         **{ours: theirs.replace("bert.", "roformer.") for ours, theirs in _ENCODER_WEIGHTS.items()},
         "embedding.project": "roformer.embeddings_project",
-        "heads.pooler.dense": "classifier.dense | roformer.pooler.dense",
+        "heads.pooler.dense": "roformer.pooler.dense | classifier.dense",
         "heads.classifier.dense": "classifier.out_proj",
     },
     ignored=("*.embed_positions.weight", "*.position_ids", "cls.predictions.decoder.*"),
@@ -173,6 +173,13 @@ GPT2 = Family(
 )
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (BERT, ROFORMER, GPT2)}
+
+# What a config.json may say -> what is written: transformers' names, and ours for the same functions.
+ACTIVATIONS: Mapping[str, str] = {
+    **{name: name for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish", "tanh")},
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "squared_relu": "relu2",
+}
 
 # Google's and bert4keras's TensorFlow variables, in BERT's layout: `bert/encoder/layer_0/output/dense/kernel`.
 TENSORFLOW_ENDINGS: Mapping[str, str] = {

@@ -7,6 +7,7 @@ their file, with which a small file could fill the memory. These formats carry n
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import struct
 import warnings
@@ -32,8 +33,8 @@ def read_pickled(path: str | Path) -> dict[str, Tensor]:
     where = Path(path)
     refuse_accidents(where)
     _refuse_old_torch(where)
-    archive = zipfile.is_zipfile(where)
     try:
+        archive = zipfile.is_zipfile(where)
         if archive:
             _refuse_bomb(where)
         with warnings.catch_warnings():
@@ -72,13 +73,31 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _refused(path: Path, message: str) -> CheckpointError:
-    name = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"<(?:class|function) '?([\w.]+)", message)
+    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"<(?:class|function) '?([\w.]+)", message)
+    name = found[1] if found else _foreign_name(path)
     if name is None:
         return CheckpointError(f"{path}: its pickle is damaged or not one of weights; nothing was executed.", fix=AGAIN)
     return CheckpointError(
-        f"{path}: asks for {name[1]}, which is no part of a tensor: refused, nothing was executed.",
+        f"{path}: asks for {name}, which is no part of a tensor: refused, nothing was executed.",
         fix="Don't use this file unless you trust its author; ask for a safetensors file.",
     )
+
+
+def _foreign_name(path: Path) -> str | None:
+    """The first name outside of torch that a bare pickle asks for, read off its instructions without following them."""
+    strings: list[str] = []
+    try:
+        with open(path, "rb") as file:
+            for instruction, argument, _ in pickletools.genops(file):
+                if instruction.name == "GLOBAL":
+                    strings = str(argument).split()
+                if instruction.name in ("GLOBAL", "STACK_GLOBAL") and not strings[0].startswith(("torch", "collections")):
+                    return ".".join(strings)
+                if isinstance(argument, str) and instruction.name != "GLOBAL":
+                    strings = [*strings[-1:], argument]
+    except _ANYTHING:
+        pass
+    return None
 
 
 def _state(path: Path, value: object) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fishpaw.errors import CheckpointError
 from fishpaw.files import file_atomic
 
-__all__ = ["Safetensors", "refuse_accidents", "write_safetensors"]
+__all__ = ["AGAIN", "Safetensors", "refuse_accidents", "write_safetensors"]
 
 AGAIN = "Copy or download the file again."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,13 +13,17 @@ from torch import Tensor
 
 from fishpaw.config import ModelConfig
 from fishpaw.errors import CheckpointError, ConfigError
-from fishpaw.switch import nearest, spec_name
-from fishpaw.weights.names import FAMILIES, TENSORFLOW_ENDINGS, TENSORFLOW_MODULES, Family
+from fishpaw.norms import layer
+from fishpaw.switch import nearest, spec_name, spec_options
+from fishpaw.weights.formats import Tensors
+from fishpaw.weights.names import ACTIVATIONS, FAMILIES, TENSORFLOW_ENDINGS, TENSORFLOW_MODULES, Family
 
-__all__ = ["Part", "export_config", "export_tensors", "heads_of", "ignored", "join", "parts", "read_config", "recognise", "renamed"]
+__all__ = [
+    "Part", "export_config", "export_tensors", "heads_of", "ignored", "join", "joined_shape", "parts", "read_config", "recognise", "renamed",
+]  # fmt: skip
 
-_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish", "tanh")
-_SIDE_SHOWS = ("mask", "heads")              # fields that transformers may ignore and still give the same hidden states with its 4-D masks
+_OF_OURS = {"pooler": {"activation": "tanh", "at": "first"}, "classifier": {"multi_label": False}}     # defaults that change a result
+_MOST_LABELS = 10**5
 _FURNITURE = re.compile(r"/(adam|lamb|Adam|Adam_1)(_[mv])?$")     # the optimizer's slots
 
 
@@ -38,88 +42,94 @@ def recognise(values: Mapping[str, Any], names: Sequence[str], *, family: str | 
     """The family of a checkpoint and the reason, from its config's model_type, else from the names of its tensors."""
     if family is not None:
         if family not in FAMILIES:
-            raise ConfigError(f"There is no family {family!r}.", fix=nearest(family, sorted(FAMILIES)))
+            raise ConfigError(f"There is no family {family!r}.", fix=nearest(str(family), sorted(FAMILIES)))
         return FAMILIES[family], "you said so"
     told = values.get("model_type")
-    if told in FAMILIES:
-        return FAMILIES[str(told)], f"config.json says model_type {told!r}"
+    if isinstance(told, str) and told in FAMILIES:
+        return FAMILIES[told], f"config.json says model_type {told!r}"
     if told is not None:
-        raise CheckpointError(f"config.json says model_type {told!r}, which can't be built.", fix=f"Known: {', '.join(FAMILIES)}.")
+        raise ConfigError(f"model_type is {told!r}, which fishpaw can't build.", fix=f"Known: {', '.join(FAMILIES)}.")
     if values.get("use_relative_position"):
-        raise CheckpointError("The config has use_relative_position: NEZHA, which fishpaw can't build.", fix="Use another model.")
+        raise ConfigError("use_relative_position is set: NEZHA, which fishpaw can't build.", fix="Use another model.")
     fits = {}
     for candidate in FAMILIES.values():
         known = set(renamed(names, candidate))
-        first = [part for ours, several in parts(candidate, 1) if ours.startswith("layers.0.") for part in several]
-        if all(known & set(part.names) for part in first):
-            fits[candidate.name] = sum(1 for _, several in parts(candidate, 1) for part in several if known & set(part.names))
+        held = {ours: all(known & set(part.names) for part in several) for ours, several in parts(candidate, 1)}
+        # A layer, and a table of positions where the family has one: that alone tells BERT from RoFormer in a TensorFlow checkpoint.
+        if all(there for ours, there in held.items() if ours.startswith(("layers.0.attention.project.", "layers.0.feed", "position."))):
+            fits[candidate.name] = sum(held.values())
     if not fits:
-        shown = ", ".join(list(names)[:5])
-        raise CheckpointError(f"No known family has tensors named {shown} ….", fix=f"Say which it is: family= one of {', '.join(FAMILIES)}.")
-    best = max(fits, key=lambda name: fits[name])
-    table = any(name.endswith(("position_embeddings", "position_embeddings.weight", "wpe.weight")) for name in names)
-    return FAMILIES[best], f"its tensors are named so, {'with' if table else 'without'} a table of positions"
+        shown = f"tensors named {', '.join(list(names)[:5])} …" if names else "no tensor"
+        raise CheckpointError(f"No known family has {shown}.", fix=f"Say which it is: family= one of {', '.join(FAMILIES)}.")
+    best = FAMILIES[max(fits, key=lambda name: fits[name])]
+    table = "with" if "position.table.weight" in best.weights else "without"
+    return best, f"its tensors are named as a {best.name} model's, {table} a table of positions"
 
 
 # -- configuration ------------------------------------------------------------------------------------------------------------------
 
 
 def read_config(values: Mapping[str, Any], family: Family) -> ModelConfig:
-    """Their config.json as ours. Fields that it lacks have transformers' defaults; a value that we can't serve is a ConfigError."""
+    """Their config.json as ours. Fields that it lacks, or that are null, have transformers' defaults; a value that we can't serve is a
+    ConfigError that names the field."""
+    given = {field: value for field, value in values.items() if value is not None}
     for field, served in family.only.items():
-        if values.get(field, served[0]) not in served:
-            raise ConfigError(f"config.json: {field} is {values[field]!r}, which fishpaw can't build.", fix=f"Served: {served[0]!r}.")
+        if given.get(field, served[0]) not in served:
+            raise ConfigError(f"{field} is {given[field]!r}, which fishpaw can't build.", fix=f"Served: {served[0]!r}.")
     chosen: dict[str, Any] = {"family": family.name, **family.fixed}
     options: dict[str, Any] = {}
     for field, (ours, default) in family.config.items():
-        value = values.get(field, default)
+        value = given.get(field, default)
         if ours.startswith("norm."):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-                raise ConfigError(f"config.json: {field} is {value!r}.", fix="Give a small positive number.")
+                raise ConfigError(f"{field} is {value!r}.", fix="Give a small positive number.")
             options[ours.removeprefix("norm.")] = value
         elif value is not None:
             chosen[ours] = value
     chosen["norm"] = {"name": "layer", **options}
-    if "intermediate_size" not in chosen and isinstance(chosen.get("hidden_size"), int):
+    if "intermediate_size" not in chosen and isinstance(chosen["hidden_size"], int):
         chosen["intermediate_size"] = 4 * chosen["hidden_size"]
-    if family.decoder is not None and values.get(family.decoder):
-        chosen["mask"] = "causal"
-    if chosen["activation"] not in _ACTIVATIONS:
-        named = str(chosen["activation"])
-        raise ConfigError(f"config.json: the activation is {named!r}.", fix=nearest(named, list(_ACTIVATIONS)))
-    try:
-        return ModelConfig(**chosen)
-    except ConfigError as error:
-        raise ConfigError(f"config.json: {error.what}", fix=error.fix) from None
+    if family.decoder is not None:
+        causal = given.get(family.decoder, False)
+        if not isinstance(causal, bool):
+            raise ConfigError(f"{family.decoder} is {causal!r}.", fix="Give true or false.")
+        chosen["mask"] = "causal" if causal else "full"
+    if not isinstance(chosen["activation"], str) or chosen["activation"] not in ACTIVATIONS:
+        raise ConfigError(f"The activation is {chosen['activation']!r}.", fix=nearest(str(chosen["activation"]), list(ACTIVATIONS)))
+    return ModelConfig(**chosen)
 
 
-def heads_of(values: Mapping[str, Any], known: Sequence[str] | set[str], family: Family) -> tuple[Any, ...]:
-    """The heads that a checkpoint holds, from its tensors' names; a classifier's labels from id2label."""
+def heads_of(values: Mapping[str, Any], known: Collection[str], family: Family) -> tuple[Any, ...]:
+    """The heads that a checkpoint holds, from its tensors' names; a classifier's labels from id2label. A classifier of tokens, spans or
+    choices (told by `architectures`, or without a pooler) is none of ours."""
     heads: dict[str, Any] = {}
     for name, shows, options in family.heads:
         if shows in known and name not in heads:
-            heads[name] = {"name": name, **{option: values.get(field, "gelu") for option, field in options.items()}}
-    if "classifier" in heads:
-        heads["classifier"] |= {"labels": _labels(values), "multi_label": values.get("problem_type") == "multi_label_classification"}
-        heads.setdefault("pooler", {"name": "pooler"})
+            heads[name] = {"name": name, **{option: values.get(field) or "gelu" for option, field in options.items()}}
+    built = values.get("architectures")
+    other = isinstance(built, list) and built and not any(str(one).endswith("ForSequenceClassification") for one in built)
+    if "classifier" in heads and ("pooler" not in heads or other):
+        del heads["classifier"]
     if "nsp" in heads and "pooler" not in heads:
         del heads["nsp"]
+    if "classifier" in heads:
+        heads["classifier"] |= {"labels": _labels(values), "multi_label": values.get("problem_type") == "multi_label_classification"}
     return tuple(heads.values())
 
 
-def export_config(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """Our configuration as theirs, with what only we know under "fishpaw". Where transformers has no such architecture, model_type is
-    "fishpaw" and it refuses the folder instead of computing something else."""
-    theirs: dict[str, Any] = {"model_type": family.name}
+def export_config(config: ModelConfig, family: Family) -> dict[str, Any] | None:
+    """Our configuration as theirs, with what only we know under "fishpaw"; None where transformers has no such architecture, and would
+    refuse it or, worse, compute something else."""
     ours = config.to_dict()
-    norm = ours["norm"] if isinstance(ours["norm"], dict) else {}
-    for field, (name, default) in family.config.items():
-        theirs[field] = norm.get(name.removeprefix("norm."), default) if name.startswith("norm.") else ours[name]
-    names = [spec_name(head) for head in config.heads]
+    plain = {**ours, "norm": _spelled_out(ours["norm"]), "activation": ACTIVATIONS.get(ours["activation"], ours["activation"])}
+    theirs: dict[str, Any] = {"model_type": family.name}
+    for field, (name, _) in family.config.items():
+        theirs[field] = plain["norm"].get(name.removeprefix("norm.")) if name.startswith("norm.") else plain[name]
+    names = {spec_name(head) for head in config.heads}
     causal = config.mask == "causal" and family.decoder is not None
     if family.decoder is not None:
         theirs[family.decoder] = causal
-    wanted = next(cls for held, cls in family.classes if held <= set(names))
+    wanted = next(built for held, built in family.classes if held <= names)
     theirs["architectures"] = [family.causal_class if causal and "mlm" in names and family.causal_class else wanted]
     for head in ours["heads"]:
         if spec_name(head) == "classifier":
@@ -130,11 +140,36 @@ def export_config(config: ModelConfig, family: Family) -> dict[str, Any]:
     try:
         back = read_config(theirs, family).to_dict()
     except ConfigError:
-        back = {}
-    differs = {name: value for name, value in ours.items() if back.get(name) != value}
-    if not set(differs) <= set(_SIDE_SHOWS):
-        return {"model_type": "fishpaw", "fishpaw": ours}
-    return {**theirs, "fishpaw": differs}
+        return None
+    differs = {name for name in ours if back[name] != plain[name]}
+    return {**theirs, "fishpaw": _apart(ours, back)} if differs <= {"mask", "heads"} and _same(config, theirs, back, family) else None
+
+
+def _same(config: ModelConfig, theirs: Mapping[str, Any], back: Mapping[str, Any], family: Family) -> bool:
+    """Whether their class computes what ours does: logits with the mask they have (a UniLM's they take as a 4-D mask), pooled states and
+    scores of labels. Their tables can't be empty, nor a padding id lie beyond them."""
+    if config.mask not in (back["mask"], "unilm") or config.pad_id >= config.vocab_size or (family.decoder and not config.segments):
+        return False
+    held = tuple(f"heads.{spec_name(head)}." for head in config.heads)
+    tensors = {_written(ours, part, config) for ours, several in parts(family, 1) for part in several if ours.startswith(held)}
+    read = {spec_name(head): head for head in heads_of(theirs, tensors, family)}
+    for head in config.heads:
+        name = spec_name(head)
+        if name in _OF_OURS and _OF_OURS[name] | _relevant(head) != _OF_OURS[name] | _relevant(read.get(name, {"name": name})):
+            return False
+    return True
+
+
+def _relevant(head: Any) -> dict[str, Any]:
+    return {option: list(value) if isinstance(value, tuple) else value for option, value in spec_options(head).items() if option != "dropout"}
+
+
+def _apart(ours: Mapping[str, Any], back: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in ours.items() if back[name] != value}
+
+
+def _spelled_out(norm: Any) -> dict[str, Any]:
+    return {"name": spec_name(norm), **(layer.__kwdefaults__ or {} if spec_name(norm) == "layer" else {}), **spec_options(norm)}
 
 
 def _labels(values: Mapping[str, Any]) -> list[str]:
@@ -143,10 +178,10 @@ def _labels(values: Mapping[str, Any]) -> list[str]:
         try:
             return [str(table[key]) for key in sorted(table, key=int)]
         except ValueError:
-            raise ConfigError("config.json: id2label has a key that is no number.", fix='Write {"0": …, "1": …}.') from None
+            raise ConfigError("id2label has a key that is no number.", fix='Write {"0": …, "1": …}.') from None
     count = values.get("num_labels", 2)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10**6:
-        raise ConfigError(f"config.json: num_labels is {count!r}.", fix="Give the number of labels.")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_LABELS:
+        raise ConfigError(f"num_labels is {count!r}.", fix=f"Give the number of labels, at most {_MOST_LABELS}.")
     return [f"LABEL_{index}" for index in range(count)]
 
 
@@ -182,42 +217,52 @@ def renamed(names: Sequence[str], family: Family) -> dict[str, tuple[str, bool]]
     return found
 
 
-def export_tensors(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
-    """Our tensors under their names and in their shapes. Tied and frozen ones are left out, as transformers leaves them out."""
+def export_tensors(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor] | None:
+    """Our tensors under their names and in their shapes, None where one has no place there. Tied ones are ours only once, and they leave
+    them out, too."""
     query, key = config.attention_heads * config.width, config.keys * config.width
     rows = dict(parts(family, config.layers))
     theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name not in rows:
-            raise CheckpointError(f"{name} has no place in a {family.name} checkpoint.", fix="Save it in fishpaw's own layout.")
+            return None
         several = rows[name]
         sizes = {1: [tensor.shape[0]], 2: [key, key], 3: [query, key, key]}[len(several)]
         for part, piece in zip(several, tensor.split(sizes), strict=True):
-            theirs[part.names[0]] = piece.t() if part.transposed and piece.dim() == 2 else piece
+            theirs[_written(name, part, config)] = piece.t() if part.transposed and piece.dim() == 2 else piece
     return theirs
 
 
-def join(
-    tensors: Mapping[str, Tensor], known: Mapping[str, tuple[str, bool]], several: Sequence[Part], dtype: torch.dtype
-) -> Tensor | None:
-    """One of our tensors from its parts in a file, or None where one is missing."""
+def joined_shape(tensors: Tensors, sources: Sequence[tuple[str, bool]]) -> tuple[int, ...] | None:
+    """The shape that `join` will give, without reading a tensor; None where the pieces don't fit together."""
+    shapes = [tensors.shape(name)[::-1] if turned and len(tensors.shape(name)) == 2 else tensors.shape(name) for name, turned in sources]
+    if len(shapes) == 1:
+        return shapes[0]
+    if not all(shapes) or len({shape[1:] for shape in shapes}) > 1:
+        return None
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def join(tensors: Tensors, sources: Sequence[tuple[str, bool]], dtype: torch.dtype) -> Tensor:
+    """One of our tensors from its pieces: (name in the file, whether it lies transposed there). CheckpointError for whole numbers."""
     pieces = []
-    for part in several:
-        name = next((name for name in part.names if name in known), None)
-        if name is None:
-            return None
-        source, transposed = known[name]
-        piece = tensors[source]
-        if (part.transposed != transposed) and piece.dim() == 2:
-            piece = piece.t()
-        pieces.append(piece.to(dtype) if piece.is_floating_point() else piece)
-    whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return whole.contiguous()
+    for name, turned in sources:
+        piece = tensors[name]
+        if not piece.is_floating_point():
+            raise CheckpointError(f"{tensors.files[0]}: tensor {name!r} holds {piece.dtype}.", fix="Load the weights before quantisation.")
+        pieces.append((piece.t() if turned and piece.dim() == 2 else piece).to(dtype))
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).contiguous()
 
 
 def ignored(name: str, family: Family) -> bool:
     """Whether a tensor of theirs holds nothing that we learn or keep."""
     return any(fnmatchcase(name, pattern) for pattern in family.ignored)
+
+
+def _written(ours: str, part: Part, config: ModelConfig) -> str:
+    """The first of the names; a pooler's last one, if a classifier reads it, which in RoFormer owns the matrix."""
+    classified = ours.startswith("heads.pooler.") and any(spec_name(head) == "classifier" for head in config.heads)
+    return part.names[-1 if classified else 0]
 
 
 def _part(piece: str, ending: str, number: int) -> Part:

@@ -21,7 +21,7 @@ from fishpaw.model.transformer import Transformer
 from fishpaw.positions.sinusoidal import sinusoids
 
 torch.set_num_threads(1)
-LENGTHS = (7, 3, 11, 1, 5)
+LENGTHS = (7, 3, 11, 1, 9, 5, 10)                                    # packed: a ragged group and four of one
 UNSEEN = {"name": "full", "exclude_self": True}
 
 
@@ -192,6 +192,15 @@ def test_a_lone_token_gets_a_fixed_vector():
     logits = model(ids).logits
     assert far(logits, logits[:1].expand_as(logits)) < 1e-10
     assert far(model(functional.pad(ids, (0, 4), value=3), padding=padding.expand(37, -1)).logits[:, :1], logits) < 1e-10
+
+
+def test_a_stream_of_positions_scores_as_one_pass_a_position_does_and_in_any_order():
+    model = tiny(stream="positions", mask=UNSEEN)
+    ids, places, order = texts((11,))[0][0][None], torch.arange(11)[None], torch.randperm(11)
+    once = model(ids).logits[0]
+    each = torch.stack([model(torch.where(places == i, 0, ids)).logits[0, i] for i in range(11)])   # the token itself taken away
+    assert far([once], [each]) < 1e-10
+    assert far([model(ids[:, order], positions=places[:, order]).logits[0]], [once[order]]) < 1e-10
 
 
 def test_a_stream_of_positions_is_the_same_however_it_is_laid():

@@ -148,6 +148,8 @@ class Batch:
         lengths = [len(sequence) for sequence in sequences]
         if not lengths or min(lengths) == 0:
             raise ValueError(f"packed needs sequences of at least one token, got lengths {lengths[:20]}.")
+        if segments is not None and [len(one) for one in segments] != lengths:
+            raise ValueError(f"segments of lengths {[len(one) for one in segments][:20]} for sequences of {lengths[:20]}: make them equal.")
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         device = sequences[0].device
         grids, rows, start = [], [], 0

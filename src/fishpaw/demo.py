@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from fishpaw.errors import DataError
 from fishpaw.tasks.classify import Classify
 from fishpaw.train.options import Options
 
-__all__ = ["NEW", "Reviews", "data_folder", "demo", "reviews"]
+__all__ = ["NEW", "Reviews", "curve", "data_folder", "demo", "reviews"]
 
 NEW = ("房间干净，前台很热情，下次还住这里。", "屏幕有坏点，客服推来推去，后悔买了。", "故事拖沓，看到一半就睡着了。")
 _SHARED = Path("classification") / "sentiment_bert4keras"
@@ -51,18 +54,17 @@ def demo(say: Callable[[str], None], *, out: Path, data: Path | None = None, see
     if len(mixed) > 4000:                                            # as many as a minute reads
         mixed = mixed[: 4000 + held]
     dev, train = mixed[:held], mixed[held:]
-    task = Classify.new([one.text for one in train], ["neg", "pos"], max_length=64, least=1 if len(train) < 1000 else 2, seed=seed)
+    task = Classify.new([one.text for one in train], ["neg", "pos"], max_length=64, seed=seed)
     size = sum(parameter.numel() for parameter in task.model.parameters())
     say(f"Model: a RoFormer of {task.model.config.layers} layers, {size / 1e6:.1f} million parameters, from random values.")
     count = steps or (150 if len(train) < 1000 else 240)
     options = Options(steps=count, batch_size=32, learning_rate=5e-4, evaluate_every=max(1, count // 6), seed=seed, log_every=1)
 
     def report(record: dict[str, Any]) -> None:
-        if "accuracy" in record and record.get("event") == "evaluation":
-            bar = "█" * round(40 * record["accuracy"])
-            say(f"  step {record['step']:>4}  loss {record['loss']:.3f}  accuracy {record['accuracy']:.3f} {bar}")
+        if (line := curve(record)) is not None:
+            say(line)
 
-    say(f"Training: {count} steps of 32 reviews; accuracy on {held} reviews held out.")
+    say(f"Training: {count} steps of 32 of {len(train)} reviews; accuracy on {held} others, held out:")
     result = task.fit(train, dev, options=options, out=out, resume=False, report=report)
     figures = task.evaluate(found.unseen)
     say(f"Unseen reviews: accuracy {figures['accuracy']:.3f}; always answering with the most frequent label: {figures['majority']:.3f}.")
@@ -72,8 +74,23 @@ def demo(say: Callable[[str], None], *, out: Path, data: Path | None = None, see
         label = prediction.labels[0]
         say(f"  {label} {prediction.probabilities[label]:.2f}  {text}")
     say(f"Saved: {out / 'model'} ({result.seconds:.0f} s of training). Use it again:")
-    say(f'  echo "{NEW[0]}" | python -m fishpaw predict classify --model {out / "model"}')
+    say(f"  {_command(sys.executable, '-m', 'fishpaw', 'predict', 'classify', '--model', str((out / 'model').resolve()), NEW[0])}")
     return {**figures, "steps": result.step, "seconds": result.seconds, "model": str(out / "model")}
+
+
+def curve(record: dict[str, Any]) -> str | None:
+    """A line of the learning curve from an evaluation's record of the log: step, mean training loss since the last one, accuracy."""
+    if record.get("event") != "evaluate":
+        return None
+    line = f"  step {record['step']:>5}  loss {record['train_loss']:.3f}"
+    if (share := record.get("accuracy")) is None:
+        return line
+    return f"{line}  accuracy {share:.3f} {'█' * round(40 * share)}"
+
+
+def _command(*words: str) -> str:
+    """A command to paste into this system's shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def _bundled() -> Path:
@@ -88,7 +105,7 @@ def _plain_or_packed(path: Path) -> Path:
     for name in (path, path.with_name(path.name + ".gz")):
         if name.is_file():
             return name
-    raise DataError(f"{path}: there is no such file, nor {path.name}.gz.", fix="Unset FISHPAW_DATA to use the bundled reviews.")
+    raise DataError(f"{path}: there is no such file, nor {path.name}.gz.", fix="Unset FISHPAW_DATA (or leave --data out) to use the bundled reviews.")
 
 
 def data_folder() -> Path | None:

@@ -20,7 +20,7 @@ def plain(batches: list[Any]) -> list[list[int]]:
     return [batch.tolist() for batch in batches]
 
 
-@pytest.mark.parametrize("choice", [{"batch_size": 13}, {"batch_size": 2000}, {"batch_size": 1}, {"token_budget": 256}, {"token_budget": 3}])
+@pytest.mark.parametrize("choice", [{"batch_size": size} for size in (1, 13, 2000)] + [{"token_budget": budget} for budget in (3, 256)])
 @pytest.mark.parametrize("pool", [1, 3, 32])
 def test_an_epoch_holds_every_example_once_in_batches_within_the_limit(choice: dict[str, int], pool: int) -> None:
     order = Order(LENGTHS, pool=pool, seed=5, **choice)
@@ -48,8 +48,12 @@ def test_the_first_examples_of_a_known_seed() -> None:
 
 
 @given(
-    st.lists(st.integers(1, 99), min_size=1, max_size=31), st.integers(1, 7), st.booleans(), st.lists(st.integers(1, 5), max_size=23), st.data()
-)  # fmt: skip
+    st.lists(st.integers(1, 99), min_size=1, max_size=31),
+    st.integers(1, 7),
+    st.booleans(),
+    st.lists(st.integers(1, 5), max_size=23),
+    st.data(),
+)
 def test_going_on_from_any_place_gives_what_would_have_come(
     lengths: list[int], size: int, by_tokens: bool, takes: list[int], data: st.DataObject
 ) -> None:
@@ -79,8 +83,8 @@ def test_sorting_in_pools_saves_padding_and_still_shuffles() -> None:
         cells = sum(len(batch) * int(order.lengths[batch].max()) for batch in order.batches(epoch))
         return 1 - int(order.lengths.sum()) / cells
 
-    assert padded(Order(LENGTHS, batch_size=16, pool=1), 0) > 0.6        # measured: 0.77
-    assert padded(Order(LENGTHS, batch_size=16), 0) < 0.2                # measured: 0.11
+    assert padded(Order(LENGTHS, batch_size=16, pool=1), 0) > 0.8        # measured: 0.88
+    assert padded(Order(LENGTHS, batch_size=16), 0) < 0.25               # measured: 0.18
     partners = [{frozenset(batch) for batch in plain(Order(LENGTHS, batch_size=16).batches(epoch))} for epoch in (0, 1)]
     assert not partners[0] & partners[1]
     lengths = [numpy.median([LENGTHS[i] for i in batch]) for batch in plain(Order(LENGTHS, batch_size=16).batches(0))]

@@ -54,7 +54,7 @@ def test_a_line_of_ten_megabytes_is_one_line(tmp_path: Path) -> None:
 
 
 def test_another_encoding_is_named_with_line_and_byte(tmp_path: Path) -> None:
-    path = write(tmp_path, "gbk.txt", "ab\n".encode() + "中文".encode("gbk"))
+    path = write(tmp_path, "gbk.txt", b"ab\n" + "中文".encode("gbk"))
     with pytest.raises(DataError, match=r"gbk.txt, line 2: not UTF-8 \(byte 1 is 0xd6\).*iconv"):
         list(read_lines(path))
 

@@ -90,6 +90,19 @@ def test_generated_tokens_of_a_unilm_are_of_one_segment(segment):
         assert float((next_scores(model, [*prompt, token, 2], segments=segments) - row[-1]).abs().max()) < 1e-10
 
 
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+def test_steps_count_on_from_the_positions_that_the_prompt_was_given(position):
+    model = tiny(position=position)
+    stepper = TransformerStepper(model)
+    stepper.start(Batch.padded(torch.tensor([[3, 1, 4]]), positions=torch.tensor([[2, 5, 4]])))
+    found = stepper.step(torch.tensor([[7, 8]]))[0, -1]
+    expected = next_scores(model, [3, 1, 4, 7, 8], positions=torch.tensor([[2, 5, 4, 5, 6]]))
+    assert float((found - expected).abs().max()) < 1e-10
+    if position == "learned":
+        with pytest.raises(DataError, match="positions go from 7 to 14, but the model has 13"):
+            stepper.step(torch.zeros(1, 8, dtype=torch.long))
+
+
 def test_a_model_in_training_is_read_without_dropout_and_goes_on_training():
     model = tiny().train()
     model.layers[0].dropout.eval()                                  # frozen by its owner

@@ -9,7 +9,8 @@ from fishpaw.optim.schedules import linear
 
 
 def test_known_values() -> None:
-    assert [linear(10, warmup=0.4)(step) for step in range(11)] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    wanted = [1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+    assert [linear(10, warmup=0.4)(step) for step in range(11)] == pytest.approx(wanted)
     assert [linear(4, warmup=0)(step) for step in range(6)] == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4, 0, 0])
 
 

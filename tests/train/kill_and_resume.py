@@ -41,6 +41,8 @@ Batch = dict[str, Tensor]
 class Toy(nn.Module):
     """Mean of embeddings, norm, dropout, a tied layer, a buffer that counts calls."""
 
+    calls: Tensor
+
     def __init__(self, width: int = 13) -> None:
         super().__init__()
         self.embedding = nn.Embedding(31, width)
@@ -76,7 +78,8 @@ def evaluate(model: nn.Module) -> dict[str, float]:
     torch.rand(5)                                                    # an evaluation that draws must not change the training
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in EXAMPLES], batch_first=True)
     labels = torch.tensor([sum(row) % 3 for row in EXAMPLES])
-    return {"accuracy": float((model(ids).argmax(-1) == labels).double().mean()), "loss": float(loss(model, {"ids": ids, "labels": labels})[0])}
+    total, count = loss(model, {"ids": ids, "labels": labels})
+    return {"accuracy": float((model(ids).argmax(-1) == labels).double().mean()), "loss": float(total.detach() / count)}
 
 
 def train(out: Path | None, options: Options = OPTIONS, *, width: int = 13, **changes: Any) -> tuple[Toy, Result]:
@@ -164,7 +167,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.child:
         return _child(arguments.child, arguments, None)
-    torch.optim.AdamW([torch.zeros(1)])                              # its first use imports torch._dynamo: a second that each child would pay
+    torch.optim.AdamW([torch.zeros(1)])                              # imports torch._dynamo: a second that each child would pay
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
         began = time.monotonic()

@@ -1,6 +1,6 @@
 """A digest of a sequence of examples: the same for the same data in any process, another if one number or letter changes.
 
-Training stores it, so that a run never goes on with other data than it began with. Cost: a few microseconds an example.
+Training stores it, so that a run never goes on with other data than it began with. Cost: about 10 µs an example.
 """
 
 from __future__ import annotations

@@ -108,8 +108,13 @@ class Transformer(nn.Module):
             name = _head_name(head, config)
             kept = name in self.heads and held.get(name) == head
             made[name] = self.heads[name] if kept else switch.build("model.heads", head, config).to(device=device, dtype=dtype)
+        before = self.config, self.heads
         self.config, self.heads = config, made
-        _refuse(self)
+        try:
+            _refuse(self)
+        except ConfigError:
+            self.config, self.heads = before
+            raise
         self.train(self.training)
 
     def _blocks(self) -> list[Block]:
@@ -201,7 +206,7 @@ class Transformer(nn.Module):
         line: Tensor | None = None
         views = []
         for grid, q in zip(batch.grids, batch.rows, strict=True):
-            k, dense = q, grid.cells is None and batch.dense
+            k, dense = q, grid.cells is None and (batch.dense or batch.shape is None)               # a packed group without cells is full
             if cache is not None:
                 k, line = cache.extend(batch, encoder)
                 dense = cache.dense

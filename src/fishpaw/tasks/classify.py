@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,28 @@ from torch import Tensor, nn
 from fishpaw import hub, metrics
 from fishpaw.config import ModelConfig
 from fishpaw.data.collate import Padded, pad
+from fishpaw.data.fingerprint import fingerprint
 from fishpaw.data.labelled import LabelledText
-from fishpaw.errors import CheckpointError, ConfigError, DataError
+from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
+from fishpaw.files import write_atomic
 from fishpaw.losses.classification import cross_entropy, multi_label
 from fishpaw.model.heads import Classifier
 from fishpaw.model.transformer import Transformer
-from fishpaw.switch import spec_name
+from fishpaw.switch import Spec, spec_name
 from fishpaw.text.encoding import Encoding, Tokenizer
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
+from fishpaw.train import checkpoint
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
 from fishpaw.weights.load import load
 from fishpaw.weights.save import save
 
-__all__ = ["Classify", "Prediction"]
+__all__ = ["Classify", "Prediction", "pairs_of"]
 
 _SETTINGS = "task.json"
+_RUN = "run.json"                # beside the log: what a run depends on besides what train.loop knows of
+_FEW = 1000                      # texts; of fewer every character is kept
 _THRESHOLD = 0.5                 # of a label's probability, where several may hold
 
 
@@ -68,11 +74,11 @@ class Classify:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, max_length: int = 128) -> None:
         if "classifier" not in model.heads:
             raise ConfigError("The model has no classifier.", fix="Make the task with Classify.load(…, labels=[…]).")
-        if max_length < 4:
-            raise ConfigError(f"max_length is {max_length}.", fix="Give at least 4 tokens.")
+        _at_least("max_length", max_length, 4)
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = min(max_length, getattr(model.position, "length", max_length))
+        self._start = _imprint(model)
 
     @classmethod
     def load(
@@ -87,18 +93,20 @@ class Classify:
     ) -> Classify:
         """A saved task, or any encoder with a new classifier for `labels` (its random start from `seed`).
 
-        Without labels the checkpoint's own classifier is used. Errors: ConfigError where it has none; those of fp.load.
+        Without labels the checkpoint's own classifier is used, and also where its labels are these, in whatever order: then they keep
+        their own. Errors: ConfigError where there is no classifier, or for labels that can't be told apart; those of fp.load.
         """
+        if labels is None and multi_label is not None:
+            raise ConfigError("multi_label is given without labels.", fix="Name the labels, or leave multi_label out.")
+        head = None if labels is None else _classifier(labels, bool(multi_label))
         model, tokenizer = load(name, revision=revision)
-        settings = _read_settings(hub.find(name, revision=revision).folder)
+        settings = _read_settings(hub.find(name, revision=revision).folder, new=labels is not None)
         length = max_length if max_length is not None else settings.get("max_length", 128)
-        if labels is not None:
-            heads = [*_poolers(model), _classifier(labels, bool(multi_label))]
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model.set_heads(heads)
-        elif "classifier" not in model.heads:
+        if head is None and "classifier" not in model.heads:
             raise ConfigError(f"{name} holds no classifier.", fix='Name the labels: Classify.load(…, labels=["neg", "pos"]).')
+        if head is not None and not _holds(model, head):
+            with _seeded(seed):
+                model.set_heads([_pooler(model.config, model.mask.clock), head])
         return cls(model, tokenizer, max_length=length)
 
     @classmethod
@@ -110,19 +118,23 @@ class Classify:
         config: ModelConfig | None = None,
         multi_label: bool = False,
         max_length: int = 128,
-        least: int = 2,
+        least: int | None = None,
         seed: int = 0,
     ) -> Classify:
         """A small RoFormer from random values with the characters of `texts` as its vocabulary: for when there is no checkpoint.
 
-        config: another shape; its vocabulary, heads and segments are set here. least: times that a character must stand in the texts.
+        config: another shape; its vocabulary and heads are set here. least: times that a character must stand in the texts to be in
+        the vocabulary; None: 2, of fewer than 1000 texts 1. Errors: ConfigError for labels that can't be told apart, DataError for
+        texts without a character.
         """
-        vocab = characters(texts, least=least)
+        if isinstance(texts, str):
+            raise DataError("texts is one string.", fix="Give a list of texts.")
+        head = _classifier(labels, multi_label)
+        vocab = characters(texts, least=least if least is not None else 1 if len(texts) < _FEW else 2)
         shape = config or small(len(vocab))
-        pooler = {"name": "pooler", "activation": shape.activation if shape.family == "roformer" else "tanh"}
-        shape = shape.change({"vocab_size": len(vocab), "heads": (pooler, _classifier(labels, multi_label))})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        pooler = _pooler(shape.change({"heads": ()}), spec_name(shape.mask))
+        shape = shape.change({"vocab_size": len(vocab), "heads": (pooler, head)})
+        with _seeded(seed):
             model = Transformer(shape)
         return cls(model.eval(), WordPiece(vocab), max_length=max_length)
 
@@ -138,30 +150,38 @@ class Classify:
 
     def encode(self, example: LabelledText) -> Feature:
         """One example as ids, segments and target. DataError, with file and line, for a label that the model doesn't know."""
-        encoding = self.tokenizer.encode(example.text, example.pair, max_length=self.max_length)
-        return Feature(encoding.ids, encoding.segments, self._target(example))
+        return self._features([example])[0]
 
     def decode(self, scores: Tensor) -> list[Prediction]:
-        """scores [b c] -> what they say of each row."""
-        shares = (scores.double().sigmoid() if self.multi_label else scores.double().softmax(-1)).tolist()
+        """scores [b c] -> what they say of each row. FishpawError for scores that are no numbers."""
+        exact = scores.cpu().double()
+        if not bool(exact.isfinite().all()):
+            raise FishpawError("The model's scores are not finite.", fix="Look for NaN in its weights, and compute in fp32.")
+        shares = (exact.sigmoid() if self.multi_label else exact.softmax(-1)).tolist()
         return [self._prediction(row) for row in shares]
 
     def fit(
         self,
-        train: Sequence[LabelledText],
-        dev: Sequence[LabelledText] | None = None,
+        train: Iterable[LabelledText],
+        dev: Iterable[LabelledText] | None = None,
         *,
         options: Options | None = None,
-        out: Path | None = None,
+        out: str | Path | None = None,
         resume: bool = True,
         progress: bool | None = None,
         report: Callable[[dict[str, Any]], None] | None = None,
     ) -> Result:
         """Train in place and keep the weights that are best on `dev` (accuracy, or micro F1 of several labels); without dev the last
-        ones. out: a folder for log, checkpoints and, at the end, the saved task in out/model; a run found there goes on. Other
-        arguments, errors and signals: train.loop.fit."""
+        ones. out: a folder for log, checkpoints and, at the end, the saved task in out/model; a run found there goes on, if it began
+        with the same model, labels and data. Other arguments, errors and signals: train.loop.fit."""
+        folder = None if out is None else Path(out)
         features = self._features(train)
-        held_out = list(dev) if dev else None
+        held_out = None if dev is None else self._features(dev)       # before the first step: a wrong label is told at once
+        for name, found in (("train", features), ("dev", held_out)):
+            if found is not None and not found:
+                raise DataError(f"There is no example in {name}.", fix="Give at least one, with its label.")
+        if folder is not None:
+            self._know(folder, held_out, resume)
 
         def loss(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
             scores = model(rows.texts.ids, segments=self._segments(rows.texts), padding=rows.texts.keep).classes
@@ -172,7 +192,7 @@ class Classify:
             return total, count
 
         def evaluate(model: nn.Module) -> dict[str, float]:
-            return self.evaluate(held_out or ())
+            return self._measure(held_out or [], 64)
 
         result = fit(
             self.model,
@@ -180,46 +200,29 @@ class Classify:
             loss=loss,
             collate=self._collate,
             options=options or Options(),
-            out=out,
+            out=folder,
             evaluate=evaluate if held_out else None,
             monitor="micro_f1" if self.multi_label else "accuracy",
             resume=resume,
             progress=progress,
             report=report,
         )
-        if out is not None:
-            self.save(out / "model")
+        if folder is not None:
+            self.save(folder / "model")
         return result
 
-    def evaluate(self, examples: Sequence[LabelledText], *, batch_size: int = 64) -> dict[str, float]:
+    def evaluate(self, examples: Iterable[LabelledText], *, batch_size: int = 64) -> dict[str, float]:
         """accuracy (of several labels: of the whole set), micro_f1, macro_f1, loss, and what always answering with the most frequent
         label scores (single label). Errors: DataError for no example or an unknown label."""
-        if not examples:
-            raise DataError("There is nothing to evaluate on.", fix="Give at least one example with its label.")
         features = self._features(examples)
-        scores = self._scores([Encoding(one.ids, one.segments, [], []) for one in features], batch_size)
-        targets = _targets(features).to(scores.device)
-        predicted = [prediction.labels for prediction in self.decode(scores)]
-        if self.multi_label:
-            total, count = multi_label(scores, targets)
-            report = metrics.multilabel(predicted, [one.labels for one in examples], labels=self.labels)
-            extra = {}
-        else:
-            total, count = cross_entropy(scores, targets)
-            true = [one.labels[0] for one in examples]
-            report = metrics.classification([labels[0] for labels in predicted], true, labels=self.labels)
-            extra = {"majority": metrics.majority_accuracy(true)}
-        return {
-            "accuracy": report.accuracy,
-            "micro_f1": report.micro.f1,
-            "macro_f1": report.macro_f1,
-            "loss": float(total / count),
-            **extra,
-        }
+        if not features:
+            raise DataError("There is nothing to evaluate on.", fix="Give at least one example with its label.")
+        return self._measure(features, batch_size)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 64) -> list[Prediction]:
-        """What the model says of each text, or pair of texts, in their order."""
-        encodings = self.tokenizer.encode_batch(list(texts), None if pairs is None else list(pairs), max_length=self.max_length)
+        """What the model says of each text, or pair of texts, in their order. Errors: DataError for one string instead of a list, or
+        for texts and pairs that are not equally many."""
+        encodings = self._encodings(texts, pairs)
         return self.decode(self._scores(encodings, batch_size)) if encodings else []
 
     def save(self, folder: str | Path) -> None:
@@ -232,14 +235,18 @@ class Classify:
         assert isinstance(head, Classifier)
         return head
 
-    def _features(self, examples: Sequence[LabelledText]) -> list[Feature]:
-        paired = [one for one in examples if one.pair is not None]
-        if paired and len(paired) < len(examples):
-            alone = next(one for one in examples if one.pair is None)
-            raise DataError(f"{_where(alone)}: one text where others are pairs.", fix="Give every example a pair, or none.")
-        texts, pairs = [one.text for one in examples], [one.pair or "" for one in examples] if paired else None
+    def _features(self, examples: Iterable[LabelledText]) -> list[Feature]:
+        given = list(examples)
+        for index, one in enumerate(given):
+            if not isinstance(one, LabelledText):
+                raise DataError(f"Example {index} is a {type(one).__name__}.", fix="Give LabelledText(text, labels=(…,)); see data.labelled.")
+        encodings = self._encodings([one.text for one in given], pairs_of(given))
+        return [Feature(each.ids, each.segments, self._target(one)) for each, one in zip(encodings, given, strict=True)]
+
+    def _encodings(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoding]:
         encodings = self.tokenizer.encode_batch(texts, pairs, max_length=self.max_length)
-        return [Feature(each.ids, each.segments, self._target(one)) for each, one in zip(encodings, examples, strict=True)]
+        nothing = Encoding([self.tokenizer.pad_id], [0], [""], [(0, 0)])         # an empty text without [CLS]: GPT-2's end token
+        return [one if one.ids else nothing for one in encodings]
 
     def _target(self, example: LabelledText) -> int | tuple[int, ...]:
         for label in example.labels:
@@ -248,7 +255,7 @@ class Classify:
         if self.multi_label:
             return tuple(int(label in example.labels) for label in self.labels)
         if len(example.labels) != 1:
-            raise DataError(f"{_where(example)}: {len(example.labels)} labels, where one is wanted.", fix="Give one, or use multi_label.")
+            raise DataError(f"{_where(example)}: {len(example.labels)} labels, where one is wanted.", fix="Give one, or use multi-label.")
         return self.labels.index(example.labels[0])
 
     def _collate(self, features: list[Feature]) -> Rows:
@@ -259,6 +266,7 @@ class Classify:
 
     def _scores(self, encodings: Sequence[Encoding], batch_size: int) -> Tensor:
         """Scores [n c] in the order of the texts, computed in order of length: rows of similar length waste no padding."""
+        _at_least("batch_size", batch_size, 1)
         training = self.model.training
         self.model.eval()
         device = next(self.model.parameters()).device
@@ -276,6 +284,48 @@ class Classify:
         back = torch.empty(len(order), dtype=torch.long, device=device)
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
         return scores[back]
+
+    def _measure(self, features: Sequence[Feature], batch_size: int) -> dict[str, float]:
+        scores = self._scores([Encoding(one.ids, one.segments, [], []) for one in features], batch_size)
+        targets = _targets(features).to(scores.device)
+        predicted = [prediction.labels for prediction in self.decode(scores)]
+        true = [self._names(one.target) for one in features]
+        if self.multi_label:
+            total, count = multi_label(scores, targets)
+            report = metrics.multilabel(predicted, true, labels=self.labels)
+            extra = {}
+        else:
+            total, count = cross_entropy(scores, targets)
+            only = [labels[0] for labels in true]
+            report = metrics.classification([labels[0] for labels in predicted], only, labels=self.labels)
+            extra = {"majority": metrics.majority_accuracy(only)}
+        loss = float(total / count)
+        return {"accuracy": report.accuracy, "micro_f1": report.micro.f1, "macro_f1": report.macro_f1, "loss": loss, **extra}
+
+    def _names(self, target: int | tuple[int, ...]) -> tuple[str, ...]:
+        if isinstance(target, int):
+            return (self.labels[target],)
+        return tuple(label for label, holds in zip(self.labels, target, strict=True) if holds)
+
+    def _know(self, out: Path, held_out: Sequence[Feature] | None, resume: bool) -> None:
+        """Refuse to go on with a run that began with another model, other labels or another dev; note what this one begins with."""
+        facts = {
+            "labels": list(self.labels),
+            "multi_label": self.multi_label,
+            "max_length": self.max_length,
+            "dev": None if held_out is None else fingerprint(held_out),
+            "model": {**self.model.config.change({"heads": ()}).to_dict(), "starting weights": self._start},
+        }
+        if resume and checkpoint.exists(out / "checkpoint"):
+            before = _read_object(out / _RUN)
+            differing = checkpoint.differences(before, json.loads(json.dumps(facts)))
+            if before and differing:
+                raise CheckpointError(
+                    f"{out}: holds another run: {'; '.join(differing[:20])}.",
+                    fix="Go on with what it began with, choose another folder, or start anew (--restart; resume=False), which removes it.",
+                )
+        else:
+            write_atomic(out / _RUN, json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
     def _prediction(self, shares: list[float]) -> Prediction:
         named = dict(zip(self.labels, shares, strict=True))
@@ -311,31 +361,80 @@ class _WithSettings:
         (folder / _SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def pairs_of(examples: Sequence[LabelledText]) -> list[str] | None:
+    """The second texts, None where there are none. Errors: DataError where some have one and others don't."""
+    pairs = [one.pair for one in examples if one.pair is not None]
+    if pairs and len(pairs) < len(examples):
+        alone = next(one for one in examples if one.pair is None)
+        raise DataError(f"{_where(alone)}: one text where others are pairs.", fix="Give every example a pair, or none.")
+    return pairs or None
+
+
+def _read_settings(folder: Path, *, new: bool) -> dict[str, Any]:
+    """Those of a saved classifier. new: for another one, so that those of another task don't matter."""
     path = folder / _SETTINGS
-    if not path.is_file():
-        return {}
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: invalid JSON ({error}).", fix="Save the task again.") from None
-    length = settings.get("max_length", 128) if isinstance(settings, dict) else None
-    if isinstance(length, bool) or not isinstance(length, int) or settings.get("task") != "classify":
+    settings = _read_object(path)
+    length = settings.get("max_length", 128)
+    if isinstance(length, bool) or not isinstance(length, int) or (settings and settings.get("task") != "classify"):
+        if new:
+            return {}
         raise CheckpointError(f"{path}: these are not the settings of a classifier.", fix="Save the task again.")
     return settings
 
 
-def _poolers(model: Transformer) -> list[Any]:
-    held = [head for head in model.config.heads if spec_name(head) == "pooler"]
-    if held:
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}).", fix="Save or copy it again.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds no JSON object.", fix="Save or copy it again.")
+    return value
+
+
+def _pooler(config: ModelConfig, clock: str) -> Spec:
+    """The checkpoint's own, else as transformers has it; of a mask that doesn't look ahead only the last token has read all."""
+    held = next((head for head in config.heads if spec_name(head) == "pooler"), None)
+    if held is not None:
         return held
-    activation = model.config.activation if model.config.family == "roformer" else "tanh"
-    at = "last" if model.mask.clock == "causal" else "first"
-    return [{"name": "pooler", "activation": activation} | ({"at": at} if at == "last" else {})]
+    activation = config.activation if config.family == "roformer" else "tanh"
+    return {"name": "pooler", "activation": activation} | ({} if clock == "full" else {"at": "last"})
 
 
 def _classifier(labels: Sequence[str], several: bool) -> dict[str, Any]:
-    return {"name": "classifier", "labels": list(labels), "multi_label": several}
+    names = [labels] if isinstance(labels, str) else list(labels)
+    if isinstance(labels, str) or not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) < len(names):
+        raise ConfigError(f"The labels are {labels!r}.", fix="Give a list of different names.")
+    if len(names) < (1 if several else 2):
+        raise ConfigError(f"The labels are {names!r}: nothing to choose from.", fix="Give at least two, or use multi-label with one.")
+    return {"name": "classifier", "labels": names, "multi_label": several}
+
+
+def _holds(model: Transformer, head: dict[str, Any]) -> bool:
+    """Whether the model has this classifier already, the order of the labels aside."""
+    held = model.heads["classifier"] if "classifier" in model.heads else None
+    return isinstance(held, Classifier) and set(held.labels) == set(head["labels"]) and held.multi_label == head["multi_label"]
+
+
+def _imprint(model: Transformer) -> str:
+    """A digest that tells one model's weights from another's: all vectors (biases, norms) and the heads; a matrix costs too much."""
+    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.dim() == 1 or name.startswith("heads.classifier.")}
+    return fingerprint([[name, tensor.detach().float().cpu().numpy()] for name, tensor in sorted(kept.items())])[:16]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` inside, those outside as if nothing had been drawn."""
+    _at_least("seed", seed, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}.", fix=f"Give a whole number, {least} or more.")
 
 
 def _targets(features: Sequence[Feature]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.model.transformer import Transformer
+from fishpaw.text.bpe import ByteLevel
 from fishpaw.text.wordpiece import WordPiece
 
 __all__ = ["Blank", "fill"]
@@ -22,23 +23,26 @@ class Blank:
 
 
 @torch.inference_mode()
-def fill(model: Transformer, tokenizer: WordPiece, text: str, *, top: int = 5) -> list[Blank]:
+def fill(model: Transformer, tokenizer: WordPiece | ByteLevel, text: str, *, top: int = 5) -> list[Blank]:
     """The `top` likeliest tokens at each [MASK] of the text, each blank on its own.
 
-    Errors: ConfigError for a model without an MLM head or that can't see what follows; DataError for a text without a mask or one that
+    Errors: ConfigError for a model without an MLM head or that can't see what follows, or without [MASK]; DataError for a text without a mask or one that
     is longer than the model reads.
     """
     if "mlm" not in model.heads or model.mask.clock != "full":
         raise ConfigError("Filling blanks needs a model with the head mlm and a full mask.", fix="Load a BERT or RoFormer as it is.")
-    if top < 1:
-        raise ConfigError(f"top is {top}.", fix="Ask for at least one candidate.")
+    if not isinstance(tokenizer, WordPiece):
+        raise ConfigError("A byte-level tokenizer has no [MASK].", fix="Use a BERT or RoFormer.")
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ConfigError(f"top is {top!r}.", fix="Ask for at least one candidate.")
     encoding = tokenizer.encode(text)
     masked = [index for index, token in enumerate(encoding.ids) if token == tokenizer.mask_id]
     if not masked:
         raise DataError("The text has no [MASK].", fix="Write [MASK] where a token is to be guessed.")
     device = model.embedding.tokens.weight.device
     logits = model(torch.tensor([encoding.ids], device=device), logits_at=torch.tensor(masked, device=device)).logits
-    shares, tokens = logits.float().softmax(-1).topk(min(top, logits.shape[-1]))                    # [m top]
+    known = logits.float().softmax(-1)[:, : tokenizer.size]          # [m v]; some tables are longer than their vocabulary, to be even
+    shares, tokens = known.topk(min(top, known.shape[-1]))           # [m top]
     blanks = []
     for index, share, chosen in zip(masked, shares.tolist(), tokens.tolist(), strict=True):
         named = tuple((tokenizer.vocab.tokens[token], value) for token, value in zip(chosen, share, strict=True))

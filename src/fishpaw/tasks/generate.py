@@ -9,7 +9,7 @@ import torch
 from fishpaw.contracts import Batch
 from fishpaw.data.collate import pad
 from fishpaw.decoding.hypothesis import Hypothesis
-from fishpaw.decoding.limits import Limits
+from fishpaw.decoding.limits import Limits, check_whole
 from fishpaw.decoding.stepper import TransformerStepper
 from fishpaw.decoding.walk import Streamed
 from fishpaw.errors import ConfigError, DataError
@@ -19,6 +19,8 @@ from fishpaw.text.encoding import Encoding
 from fishpaw.text.wordpiece import WordPiece
 
 __all__ = ["Generate", "generator"]
+
+_STRAIGHT = ("'", '"')
 
 
 class Generate:
@@ -48,12 +50,14 @@ class Generate:
 
     def encode(self, texts: Sequence[str], *, max_new: int = 0) -> Batch:
         """Prompts, padded on the left. Where positions are limited, texts lose their beginning so that `max_new` tokens fit."""
-        if not texts:
-            raise DataError("There is no prompt.", fix="Give at least one text.")
-        room = getattr(self.model.position, "length", None)
-        if room is not None and room <= max_new:
-            raise ConfigError(f"{max_new} new tokens, but the model has {room} positions.", fix="Ask for fewer.")
-        features = [self._prompt(text, None if room is None else room - max_new) for text in texts]
+        if isinstance(texts, str) or not texts:
+            raise DataError("There is no list of prompts.", fix="Give at least one text, in a list.")
+        check_whole("max_new", max_new, 0, None)
+        positions = getattr(self.model.position, "length", None)
+        room, least = None if positions is None else positions - max_new, 2 if self.model.mask.clock == "unilm" else 1
+        if room is not None and room < least:
+            raise ConfigError(f"{max_new} new tokens, but the model has {positions} positions.", fix="Ask for fewer (max_new).")
+        features = [self._prompt(text, room) for text in texts]
         padded = pad(features, fill=self.model.config.pad_id, side="left")
         segments = padded.segments if self.model.config.segments else None
         return Batch.padded(padded.ids, keep=padded.keep, segments=segments).to(self.model.embedding.tokens.weight.device)
@@ -63,28 +67,43 @@ class Generate:
         return self.tokenizer.decode(hypothesis.content)
 
     def pieces(self, stream: Iterator[Streamed]) -> Iterator[str]:
-        """The text of a single prompt's stream, piece by piece: what each token adds, held back while a character is incomplete."""
+        """The text of a single prompt's stream, piece by piece; joined they are `decode` of the whole. Held back: an incomplete character,
+        and a straight quote until the two words after it tell on which side its blank goes."""
         tokens: list[int] = []
-        shown = ""
+        shown = 0
         for one in stream:
             if one.token in self.ends and one.last and one.ended:
                 break
             tokens.append(one.token)
-            text = self.tokenizer.decode(tokens)
-            if text.startswith(shown) and not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
+            text = self.tokenizer.decode(tokens[: self._settled(tokens)])
+            if len(text) > shown and not text.endswith("\ufffd"):
+                yield text[shown:]
+                shown = len(text)
         whole = self.tokenizer.decode(tokens)
-        if whole.startswith(shown) and len(whole) > len(shown):
-            yield whole[len(shown) :]
+        if len(whole) > shown:
+            yield whole[shown:]
+
+    def _settled(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens have a text that no later token changes."""
+        if isinstance(self.tokenizer, ByteLevel):
+            return len(tokens)
+        settled, words = len(tokens), 0
+        for place in range(len(tokens) - 1, -1, -1):
+            if words == 2:
+                break
+            token = self.tokenizer.vocab.tokens[tokens[place]]
+            if token in _STRAIGHT:
+                settled = place
+            words += tokens[place] not in self.tokenizer.special_ids and not token.startswith("##")
+        return settled
 
     def _prompt(self, text: str, room: int | None) -> Encoding:
         if isinstance(self.tokenizer, ByteLevel):
             encoding = self.tokenizer.encode(text, max_length=room, truncate="left", special=False)
             return encoding if encoding.ids else _only(self.tokenizer.eos_id)
-        encoding = self.tokenizer.encode(text, max_length=room, truncate="left")
         if self.model.mask.clock == "unilm":
-            return encoding
+            return self.tokenizer.encode(text, max_length=room, truncate="left")
+        encoding = self.tokenizer.encode(text, max_length=None if room is None else room + 1, truncate="left")     # [SEP] goes
         return Encoding(encoding.ids[:-1], encoding.segments[:-1], encoding.tokens[:-1], encoding.offsets[:-1])
 
 
@@ -94,4 +113,7 @@ def _only(token: int) -> Encoding:
 
 def generator(seed: int | None) -> torch.Generator | None:
     """A random source for sampling; None draws from torch's own."""
-    return None if seed is None else torch.Generator().manual_seed(seed)
+    if seed is None:
+        return None
+    check_whole("seed", seed, 0, 2**63 - 1)
+    return torch.Generator().manual_seed(seed)

@@ -43,7 +43,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rando
         _write_tensors(new / "model.safetensors", weights(model))
         _write_tensors(new / "optimizer.safetensors", tensors)
         _write_tensors(new / "random.safetensors", randomness.tensors())
-        write_atomic(new / "state.json", json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1))
+        write_atomic(new / "state.json", json.dumps(content, ensure_ascii=False, indent=1))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

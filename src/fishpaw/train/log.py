@@ -29,11 +29,12 @@ class Log:
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(path, "r+b" if path.exists() else "x+b")  # noqa: SIM115  (closed by `close`)
+                self._file = open(path, "r+b" if path.exists() else "x+b", buffering=0)      # nothing waits: a full disk is told once
                 size = self._file.seek(0, os.SEEK_END)
                 self.is_shortened = size < offset
-                self._file.truncate(min(size, offset))
-                self._file.seek(0, os.SEEK_END)
+                if size > offset:
+                    self._file.truncate(offset)
+                    self._file.seek(offset)
             except OSError as error:
                 raise FishpawError(f"{path}: can't be written ({error.strerror}).", fix="Choose a folder that you may write to.") from error
 
@@ -42,8 +43,9 @@ class Log:
         plain = {name: _plain(value) for name, value in record.items()}
         if self._file is not None:
             try:
-                self._file.write(json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-                self._file.flush()
+                line = json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+                while line:
+                    line = line[self._file.write(line) :]
             except OSError as error:
                 what = f"{self._file.name}: can't be written ({error.strerror})."
                 raise FishpawError(what, fix="Free some space, then start again: the run goes on.") from error

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
@@ -40,7 +41,7 @@ Example = TypeVar("Example")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run went. history: a record an evaluation (step, epoch, loss since the last one, metrics): the learning curve."""
+    """How a run went. history: a record an evaluation (step, epoch, train_loss since the last one, metrics): the learning curve."""
 
     step: int
     stopped: str
@@ -64,7 +65,7 @@ def fit(
     collate: Callable[[list[Example]], Any],
     options: Options,
     length: Callable[[Example], int] = len,  # type: ignore[assignment]
-    out: Path | None = None,
+    out: str | Path | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     monitor: str = "accuracy",
     resume: bool = True,
@@ -91,7 +92,7 @@ def fit(
     Raises CheckpointError for a run in `out` with other options, data or torch; FishpawError when loss or gradient is nan or infinite
     (nothing was learned from that batch; checkpoint/ is the state before it), or if `out` can't be written or another process trains there.
     """
-    device = next(model.parameters()).device
+    device, out = next(model.parameters()).device, None if out is None else Path(out)
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(lock(out / "training", timeout=1.0))
@@ -116,6 +117,8 @@ def fit(
         resumed = run.restore(out, found) if out is not None and found is not None else None
         run.log = Log(out / "log.jsonl" if out else None, offset=run.state.log, report=report)
         stack.callback(run.log.close)
+        if run.log.is_shortened:
+            warnings.warn(f"{out}: log.jsonl has lost lines since the checkpoint; the run goes on without them.", stacklevel=2)
         if run.state.ended is None:
             run.log.write({"event": "start" if resumed is None else "resume", "step": run.state.step, **_facts(run)})
             run.bar = Bar(total, start=run.state.step, shown=progress)
@@ -123,8 +126,9 @@ def fit(
             run.interruption = stack.enter_context(Interruption())
             run.until_the_end()
         run.finish()
+        run.interruption.act()                                     # it came during the last step, which is saved
         state, best = run.state, run.state.best or {}
-        loss_now = state.history[-1]["loss"]
+        loss_now = state.history[-1]["train_loss"]
         return Result(
             state.step, state.ended or "", loss_now, best.get("value"), best.get("step"), tuple(state.history), state.seconds, resumed
         )
@@ -157,7 +161,7 @@ def _stored(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any]
         if differing:
             raise CheckpointError(
                 f"{out}: holds another run: {'; '.join(differing[:20])}.",
-                fix="Go on with what it began with, choose another folder, or start anew (resume=False removes it).",
+                fix="Go on with what it began with, choose another folder, or start anew (resume=False), which removes it.",
             )
         return record
     for name in ("checkpoint", "best", "bad_batch"):

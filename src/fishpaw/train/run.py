@@ -124,16 +124,15 @@ class Run:
         norm = nn.utils.get_total_norm(gradients)
         dtype = torch.promote_types(norm.dtype, torch.float32)
         *numbers, length = torch.stack([value.to(dtype) for value in (*losses, *counts, norm)]).tolist()     # the only wait for a GPU
-        summed, weight = math.fsum(numbers[: len(losses)]), math.fsum(numbers[len(losses) :])
+        summed, weight = sum(numbers[: len(losses)]), sum(numbers[len(losses) :])
         if not (math.isfinite(summed) and math.isfinite(length) and math.isfinite(weight)):
             self.fail(numbers[: len(losses)], length, picked, batches, before)
-        rate = self.factor(self.state.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.factor(self.state.step)
         if weight > 0:                                             # without a target nothing is learned: momentum and decay wait, too
             clip = self.options.clip
             scale = 1 / weight if clip is None else min(1.0, clip / (length / weight + 1e-6)) / weight
             torch._foreach_mul_(gradients, scale)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate
             self.optimizer.step()
         self.state.step += 1
         self.state.place = self.order.state()
@@ -167,7 +166,7 @@ class Run:
             for module, mode in modes:
                 module.training = mode
         state.seconds += time.perf_counter() - began
-        record = {"step": state.step, "epoch": self.epoch(), "loss": _mean(*state.stretch), **values}
+        record = {"step": state.step, "epoch": self.epoch(), "train_loss": _mean(*state.stretch), **values}
         state.stretch = [0.0, 0.0]
         state.history.append(record)
         self.log.write({"event": "evaluate", **record, "seconds": state.seconds})
@@ -234,7 +233,7 @@ class Run:
         """Keep the state before this step and the batches that spoiled it, then say so."""
         bad = [i for i, value in enumerate(losses) if not math.isfinite(value)] or list(range(len(losses)))
         rows = [picked[i].tolist() for i in bad]
-        what = "gradient" if len(bad) == len(losses) and math.isfinite(math.fsum(losses)) else "loss"
+        what = "gradient" if len(bad) == len(losses) and math.isfinite(sum(losses)) else "loss"
         step = self.state.step + 1
         self.log.write({"event": "fail", "step": step, "losses": losses, "norm": norm, "examples": rows})
         self.order.restore(self.state.place)

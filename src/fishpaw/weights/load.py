@@ -24,7 +24,7 @@ from fishpaw.text.bpe import ByteLevel
 from fishpaw.text.load import load_tokenizer
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.weights.formats import Tensors, find_nonfinite, read_folder, read_tensors
-from fishpaw.weights.names import Family
+from fishpaw.weights.names import FAMILIES, Family
 from fishpaw.weights.translate import Part, heads_of, ignored, join, joined_shape, parts, read_config, recognise, renamed
 
 __all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer"]
@@ -124,8 +124,9 @@ def inspect(
     """`load_model`, with any field of ModelConfig to change, and a report of what was found instead of log lines."""
     if not dtype.is_floating_point:
         raise ConfigError(f"dtype is {dtype}.", fix="Give torch.float32, torch.bfloat16 or another of real numbers.")
-    if "\0" not in os.fspath(name):
-        recover(Path(os.path.expanduser(name)))                   # a process may have died while it replaced the folder
+    place = os.path.expanduser(os.fspath(name))
+    if "\0" not in place and not os.path.exists(place):
+        recover(place)                                            # a process may have died while it replaced the folder
     found = hub.find(name, revision=revision)
     folder = found.folder
     if verify and found.source != "hub" and os.path.lexists(folder / MANIFEST):     # the hub states hashes of its own
@@ -135,6 +136,8 @@ def inspect(
     if "auto_map" in values:
         notes.append(f"{path} names code (auto_map), which is never run.")
     tensors = read_folder(folder) if found.file is None else read_tensors(found.file)
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"There is no family {family!r}.", fix=switch.nearest(str(family), sorted(FAMILIES)))
     try:
         table, reason, before = _understand(values, tensors, family)
     except (ConfigError, CheckpointError) as error:
@@ -145,9 +148,10 @@ def inspect(
     except ConfigError as error:
         raise error if config != before else _named(path, error) from None
     origin = f"{found.name}@{found.revision}" if found.source == "hub" else values.get("origin")
-    model.origin = origin if isinstance(origin, str) and _ORIGIN.fullmatch(origin) else None
+    origin = origin if isinstance(origin, str) and _ORIGIN.fullmatch(origin) else None
+    object.__setattr__(model, "origin", origin)                   # save writes it down
     nonfinite = tuple(find_nonfinite(dict(model.named_parameters())))
-    return model, Report(config.family, reason, config, folder, model.origin, new, unused, nonfinite, tuple(notes))
+    return model, Report(config.family, reason, config, folder, origin, new, unused, nonfinite, tuple(notes))
 
 
 def _given(
@@ -229,12 +233,13 @@ def _filled(
     free = tuple(piece for field, pieces in _AFFECTED.items() if getattr(config, field) != getattr(before, field) for piece in pieces)
     anew = ("heads.classifier.",) if _renames_labels(config, before) else ()
 
+    order = 1 if config.tie_embeddings else -1                    # the bias of an untied decoder lies beside it: see translate._written
     sources: dict[str, list[tuple[str, bool]]] = {}
     used: set[str] = set()
     lost: list[str] = []
     for name in wanted:
         several = [] if name.startswith(anew) else rows.get(name, [])
-        aliases = [next((alias for alias in part.names if alias in known), None) for part in several]
+        aliases = [next((alias for alias in part.names[::order] if alias in known), None) for part in several]
         held = [alias for alias in aliases if alias is not None]
         if several and len(held) == len(several):
             sources[name] = [
@@ -248,8 +253,8 @@ def _filled(
 
     unused = [name for name in known if name not in used and not (family and ignored(name, family))]
     places = {alias: name for name, several in rows.items() for part in several for alias in part.names}
-    backbone = [name for name in unused if not places.get(name, name).startswith("heads.") and (family is None or _in_backbone(name, family))]
-    strange = [known[name][0] for name in backbone if not any(piece in places.get(name, "") for piece in free)]
+    idle = [name for name in unused if family is None or _in_backbone(name, family)]
+    strange = [known[name][0] for name in idle if not any(piece in places.get(name, "") for piece in ("heads.", *free))]
     if strange:
         raise CheckpointError(
             f"{tensors.files[0]}: holds {len(strange)} tensors that this config has no place for: {_few(strange)}.", fix=_OTHER

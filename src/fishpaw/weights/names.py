@@ -1,7 +1,7 @@
 """One table a checkpoint family, as data, read both ways: the fields of its config.json and the names of its tensors.
 
 In a row of weights, ours stands left. `*` is a layer's number; `a + b` are joined along their rows; `^` is stored transposed; of `a | b`
-the first is written, either is read. A row without .weight or .bias is a module and stands for both.
+either is read, and which is written depends on the model. A row without .weight or .bias is a module and stands for both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class Family:
     """prefix: of the backbone's tensors, which a backbone alone is saved without. config: their field -> (ours, their default); ours may
     be an option, "norm.eps". fixed: what the family always is. only: their fields that we serve in these values alone, the first being
     the default. weights: ours -> theirs. ignored: their tensors that hold nothing learned, as patterns. decoder: their field that makes the
-    mask causal. heads: ours -> the tensor that shows it and its options. classes: theirs, by the heads, first fit."""
+    mask causal. heads: ours -> the tensor that shows it and its options. classes: theirs, by the heads, first fit. sines: their
+    tensor of fixed sines, which nobody needs and they miss."""
 
     name: str
     prefix: str
@@ -31,6 +32,7 @@ class Family:
     classes: tuple[tuple[frozenset[str], str], ...]
     decoder: str | None = None
     causal_class: str | None = None
+    sines: str | None = None
 
 
 _ENCODER_CONFIG: Mapping[str, tuple[str, Any]] = {
@@ -128,6 +130,7 @@ ROFORMER = Family(
     ),
     decoder="is_decoder",
     causal_class="RoFormerForCausalLM",
+    sines="roformer.encoder.embed_positions.weight",
 )
 
 GPT2 = Family(

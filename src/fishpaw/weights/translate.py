@@ -14,15 +14,17 @@ from torch import Tensor
 from fishpaw.config import ModelConfig
 from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.norms import layer
+from fishpaw.positions.sinusoidal import sinusoids
 from fishpaw.switch import nearest, spec_name, spec_options
 from fishpaw.weights.formats import Tensors
 from fishpaw.weights.names import ACTIVATIONS, FAMILIES, TENSORFLOW_ENDINGS, TENSORFLOW_MODULES, Family
 
 __all__ = [
-    "Part", "export_config", "export_tensors", "heads_of", "ignored", "join", "joined_shape", "parts", "read_config", "recognise", "renamed",
+    "Part", "export_config", "export_tensors", "heads_of", "ignored", "join", "joined_shape", "parts", "read_config", "recognise",
+    "renamed",
 ]  # fmt: skip
 
-_OF_OURS = {"pooler": {"activation": "tanh", "at": "first"}, "classifier": {"multi_label": False}}     # defaults that change a result
+_OF_OURS: Mapping[str, dict[str, Any]] = {"pooler": {"activation": "tanh", "at": "first"}, "classifier": {"multi_label": False}}
 _MOST_LABELS = 10**5
 _FURNITURE = re.compile(r"/(adam|lamb|Adam|Adam_1)(_[mv])?$")     # the optimizer's slots
 
@@ -41,8 +43,6 @@ class Part:
 def recognise(values: Mapping[str, Any], names: Sequence[str], *, family: str | None = None) -> tuple[Family, str]:
     """The family of a checkpoint and the reason, from its config's model_type, else from the names of its tensors."""
     if family is not None:
-        if family not in FAMILIES:
-            raise ConfigError(f"There is no family {family!r}.", fix=nearest(str(family), sorted(FAMILIES)))
         return FAMILIES[family], "you said so"
     told = values.get("model_type")
     if isinstance(told, str) and told in FAMILIES:
@@ -151,7 +151,8 @@ def _same(config: ModelConfig, theirs: Mapping[str, Any], back: Mapping[str, Any
     if config.mask not in (back["mask"], "unilm") or config.pad_id >= config.vocab_size or (family.decoder and not config.segments):
         return False
     held = tuple(f"heads.{spec_name(head)}." for head in config.heads)
-    tensors = {_written(ours, part, config) for ours, several in parts(family, 1) for part in several if ours.startswith(held)}
+    rows = [(ours, part) for ours, several in parts(family, 1) if ours.startswith(held) for part in several]
+    tensors = {name for ours, part in rows for name in _written(ours, part, config)}
     read = {spec_name(head): head for head in heads_of(theirs, tensors, family)}
     for head in config.heads:
         name = spec_name(head)
@@ -161,11 +162,13 @@ def _same(config: ModelConfig, theirs: Mapping[str, Any], back: Mapping[str, Any
 
 
 def _relevant(head: Any) -> dict[str, Any]:
-    return {option: list(value) if isinstance(value, tuple) else value for option, value in spec_options(head).items() if option != "dropout"}
+    """What of a head's options changes its result."""
+    options = {option: value for option, value in spec_options(head).items() if option != "dropout"}
+    return {option: list(value) if isinstance(value, tuple) else value for option, value in options.items()}
 
 
 def _apart(ours: Mapping[str, Any], back: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in ours.items() if back[name] != value}
+    return {name: value for name, value in ours.items() if back[name] != value or name == "heads"}
 
 
 def _spelled_out(norm: Any) -> dict[str, Any]:
@@ -229,7 +232,11 @@ def export_tensors(state: Mapping[str, Tensor], config: ModelConfig, family: Fam
         several = rows[name]
         sizes = {1: [tensor.shape[0]], 2: [key, key], 3: [query, key, key]}[len(several)]
         for part, piece in zip(several, tensor.split(sizes), strict=True):
-            theirs[_written(name, part, config)] = piece.t() if part.transposed and piece.dim() == 2 else piece
+            stored = piece.t() if part.transposed and piece.dim() == 2 else piece
+            theirs.update(dict.fromkeys(_written(name, part, config), stored))
+    if family.sines is not None:
+        waves = sinusoids(torch.arange(config.max_positions), config.width)
+        theirs[family.sines] = torch.cat((waves[:, 0::2], waves[:, 1::2]), dim=1).to(next(iter(theirs.values())).dtype)
     return theirs
 
 
@@ -259,10 +266,13 @@ def ignored(name: str, family: Family) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in family.ignored)
 
 
-def _written(ours: str, part: Part, config: ModelConfig) -> str:
-    """The first of the names; a pooler's last one, if a classifier reads it, which in RoFormer owns the matrix."""
+def _written(ours: str, part: Part, config: ModelConfig) -> tuple[str, ...]:
+    """The first of the names; the last for a pooler that a classifier reads, which in RoFormer owns the matrix; all for the bias of an
+    untied decoder, which transformers has twice: it reads the decoder's and misses the other."""
+    if ours == "heads.mlm.bias" and not config.tie_embeddings:
+        return part.names
     classified = ours.startswith("heads.pooler.") and any(spec_name(head) == "classifier" for head in config.heads)
-    return part.names[-1 if classified else 0]
+    return part.names[-1:] if classified else part.names[:1]
 
 
 def _part(piece: str, ending: str, number: int) -> Part:

@@ -1,0 +1,407 @@
+"""Which family, which tensors, which heads: what loading decides, says and leaves alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fishpaw import hub
+from fishpaw.config import ModelConfig
+from fishpaw.errors import CheckpointError, ConfigError
+from fishpaw.hub import Found
+from fishpaw.model.transformer import Transformer
+from fishpaw.text.vocab import Vocab
+from fishpaw.text.wordpiece import WordPiece
+from fishpaw.weights.formats import read_folder, write_safetensors
+from fishpaw.weights.load import inspect, load, load_model
+from fishpaw.weights.save import save
+
+BUNDLES = Path(__file__).resolve().parent / "bundles"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SIZES = {"vocab_size": 23, "hidden_size": 12, "layers": 2, "attention_heads": 3, "intermediate_size": 17, "max_positions": 13}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {"heads": ("pooler", "nsp", "mlm")},
+    "roformer": {"position": "rotary", "embedding_size": 7, "heads": ("mlm",)},
+    "gpt2": {"norm_at": "pre", "embedding_norm": False, "segments": 0, "mask": "causal", "heads": ("lm",)},
+}
+LABELS = ["neg", "pos", "none"]
+
+
+def make(family: str, **changes: Any) -> Transformer:
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(**SIZES | {"family": family} | FAMILIES[family] | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+def write(folder: Path, values: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    write_safetensors(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("saved")
+    folders = {}
+    for family in FAMILIES:
+        folders[family] = root / family
+        save(make(family), folders[family])
+    return folders
+
+
+@pytest.fixture
+def parts(saved: dict[str, Path]) -> Any:
+    """(config.json, tensors) of a family, to spoil."""
+
+    def get(family: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        values = json.loads((saved[family] / "config.json").read_text(encoding="utf-8"))
+        return values, {name: tensor.clone() for name, tensor in read_folder(saved[family]).items()}
+
+    return get
+
+
+def same(one: Transformer, other: Transformer) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+# which family
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_config_names_the_family(saved, family):
+    report = inspect(saved[family])[1]
+    assert (report.family, report.reason) == (family, f"config.json says model_type {family!r}")
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_else_the_names_of_the_tensors_do(parts, family, bare, tmp_path):
+    """With the prefix of the backbone or, as a bare backbone is saved, without."""
+    values, tensors = parts(family)
+    del values["model_type"]
+    prefix = {"bert": "bert.", "roformer": "roformer.", "gpt2": "transformer."}[family]
+    if bare:
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        values["fishpaw"] = {}
+    model, report = inspect(write(tmp_path / "m", values, tensors))
+    table = "without" if family == "roformer" else "with"
+    assert report.family == family and report.reason == f"its tensors are named as a {family} model's, {table} a table of positions"
+    assert not report.new and not report.unused
+    full = make(family).state_dict()
+    assert all(torch.equal(value, full[name]) for name, value in model.state_dict().items())
+
+
+def tensorflow(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As bert4keras and Google name them; RoFormer's lie under bert/, too."""
+    found = {}
+    for name, value in tensors.items():
+        if "embed_positions" in name:
+            continue
+        *path, last = name.replace("roformer.", "bert.").replace("layer.", "layer_").split(".")
+        if path[-1].endswith("embeddings"):
+            found["/".join(path)] = value
+        elif path[-1] == "LayerNorm":
+            found["/".join([*path, {"weight": "gamma", "bias": "beta"}[last]])] = value
+        elif name == "cls.predictions.bias":
+            found["cls/predictions/output_bias"] = value
+        elif path[-1] == "seq_relationship":
+            found[f"cls/seq_relationship/output_{last}s".replace("biass", "bias")] = value
+        else:
+            stem = "/".join(path).replace("embeddings_project", "encoder/embedding_hidden_mapping_in").replace("bert/embeddings", "bert/embeddings")
+            found[f"{stem}/{'kernel' if last == 'weight' else last}"] = value.T if last == "weight" else value
+    return found
+
+
+@pytest.mark.parametrize("family", ["bert", "roformer"])
+def test_tensorflow_names_with_and_without_a_table_of_positions(parts, family, tmp_path):
+    values, tensors = parts(family)
+    values = {key: value for key, value in values.items() if key not in ("model_type", "architectures", "fishpaw")}
+    named = tensorflow(tensors) | {"global_step": torch.tensor(3), "bert/pooler/dense/kernel/adam_m": torch.ones(2)}
+    model, report = inspect(write(tmp_path / "m", values, named))
+    assert report.family == family and not report.new and not report.unused
+    assert same(model, make(family))
+
+
+def test_an_untransposed_kernel_would_be_seen(parts, tmp_path):
+    """The planted fault: TensorFlow's matrices taken as they lie."""
+    values, tensors = parts("bert")
+    named = {name: value.T.contiguous() if name.endswith("kernel") else value for name, value in tensorflow(tensors).items()}
+    with pytest.raises(CheckpointError, match="intermediate/dense/kernel"):
+        load_model(write(tmp_path / "m", values, named))
+
+
+def test_a_bundle_of_the_real_tensorflow():
+    report = inspect(BUNDLES / "bert")[1]
+    assert report.family == "bert" and "with a table of positions" in report.reason
+
+
+def test_you_may_say_which(parts, tmp_path):
+    values, tensors = parts("bert")
+    folder = write(tmp_path / "m", values | {"model_type": "camembert"}, tensors)
+    with pytest.raises(ConfigError, match=r"config\.json: model_type is 'camembert'.*Known: bert, roformer, gpt2"):
+        load_model(folder)
+    model, report = inspect(folder, family="bert")
+    assert report.reason == "you said so" and same(model, make("bert"))
+
+
+@pytest.mark.parametrize(("values", "tensors", "said"), [
+    ({}, {"a.b": torch.ones(2)}, r"tensors named a\.b … .*family= one of bert, roformer, gpt2"),
+    ({"use_relative_position": True}, {"a.b": torch.ones(2)}, "NEZHA"),
+])  # fmt: skip
+def test_unknown_families(values, tensors, said, tmp_path):
+    with pytest.raises((CheckpointError, ConfigError), match=said):
+        load_model(write(tmp_path / "m", values, tensors))
+
+
+# which tensors
+
+def test_old_names_of_norms(parts, tmp_path):
+    values, tensors = parts("bert")
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+           for name, value in tensors.items()}  # fmt: skip
+    assert old.keys() != tensors.keys()
+    model, report = inspect(write(tmp_path / "m", values, old))
+    assert same(model, make("bert")) and not report.new and not report.unused
+
+
+def test_what_holds_nothing_is_not_reported(parts, tmp_path):
+    values, tensors = parts("bert")
+    tensors |= {"bert.embeddings.position_ids": torch.arange(13)[None], "cls.predictions.decoder.bias": torch.zeros(23),
+                "cls.predictions.decoder.weight": torch.zeros(23, 12)}  # fmt: skip
+    model, report = inspect(write(tmp_path / "m", values, tensors))
+    assert same(model, make("bert")) and not report.unused
+
+
+def test_heads_that_we_lack_are_listed_as_unused(parts, tmp_path, caplog):
+    values, tensors = parts("bert")
+    tensors |= {"qa_outputs.weight": torch.zeros(2, 12), "qa_outputs.bias": torch.zeros(2)}
+    folder = write(tmp_path / "m", values, tensors)
+    assert inspect(folder)[1].unused == ("qa_outputs.bias", "qa_outputs.weight")
+    with caplog.at_level(logging.INFO, "fishpaw"):
+        load_model(folder)
+    assert "a bert model, because config.json says model_type 'bert'" in caplog.text
+    assert "2 tensors are not used: qa_outputs.bias, qa_outputs.weight" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["BertForTokenClassification", None])
+def test_a_classifier_of_tokens_is_none_of_texts(parts, architecture, tmp_path):
+    values, tensors = parts("bert")
+    values = {key: value for key, value in values.items() if key != "fishpaw"} | {"architectures": architecture and [architecture]}
+    tensors |= {"classifier.weight": torch.zeros(7, 12), "classifier.bias": torch.zeros(7)}
+    if architecture is None:
+        tensors = {name: value for name, value in tensors.items() if "pooler" not in name and "seq_" not in name}
+    model, report = inspect(write(tmp_path / "m", values, tensors))
+    assert "classifier" not in model.heads and report.unused == ("classifier.bias", "classifier.weight") and not report.new
+
+
+def test_the_bias_of_an_untied_decoder_is_the_decoders(tmp_path):
+    model = make("bert", tie_embeddings=False)
+    save(model, tmp_path / "m")
+    values = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    tensors = dict(read_folder(tmp_path / "m"))
+    assert torch.equal(tensors["cls.predictions.bias"], tensors["cls.predictions.decoder.bias"])
+    tensors["cls.predictions.bias"] = torch.full((23,), 9.0)
+    assert same(load_model(write(tmp_path / "n", values, tensors)), model)
+
+
+# heads and switches
+
+def test_heads_removed_and_added(saved, caplog):
+    full = make("bert")
+    assert set(load_model(saved["bert"], heads=()).heads) == set()
+    model, report = inspect(saved["bert"], changes={"heads": ("mlm",)})
+    assert list(model.heads) == ["mlm"] and torch.equal(model.heads["mlm"].bias, full.heads["mlm"].bias)
+    assert len(report.unused) == 4 and not report.new
+    torch.manual_seed(5)
+    model = load_model(saved["bert"], heads=("pooler", {"name": "classifier", "labels": LABELS}))
+    assert "2 new tensors start from random values: heads.classifier.dense.weight, heads.classifier.dense.bias" in caplog.text
+    assert torch.equal(model.heads["pooler"].dense.weight, full.heads["pooler"].dense.weight)
+    drawn = model.heads["classifier"].dense
+    assert drawn.weight.shape == (3, 12) and 0.005 < drawn.weight.std() < 0.05 and not drawn.bias.any()
+    torch.manual_seed(5)
+    again = load_model(saved["bert"], heads=("pooler", {"name": "classifier", "labels": LABELS}))
+    assert same(model, again)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [
+    (LABELS, True), (["a", "b", "c"], False), (["pos", "neg", "none"], False), (["neg", "pos"], False), (None, True),
+])  # fmt: skip
+@pytest.mark.parametrize("numbered", [False, True])
+def test_a_classifier_of_other_labels_is_new(tmp_path, asked, kept, numbered):
+    """Weights of the same shape under other names would answer confidently and wrong. LABEL_0 … are no names."""
+    old = ["LABEL_0", "LABEL_1", "LABEL_2"] if numbered else LABELS
+    model = make("bert", heads=("pooler", {"name": "classifier", "labels": old}))
+    save(model, tmp_path / "m")
+    changes = {} if asked is None else {"heads": ("pooler", {"name": "classifier", "labels": asked})}
+    other, report = inspect(tmp_path / "m", changes=changes)
+    kept = kept or (numbered and asked is not None and len(asked) == 3)
+    assert other.heads["classifier"].labels == tuple(asked or old)
+    assert torch.equal(other.heads["pooler"].dense.weight, model.heads["pooler"].dense.weight)
+    assert (not report.new and not report.unused and same(other, model)) if kept else (len(report.new) == len(report.unused) == 2)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_switches_change_what_is_computed_and_keep_the_weights(tmp_path, own):
+    """Of the family's layout, and of ours, which a saved residual_scores=True has."""
+    model = make("bert", residual_scores=own)
+    save(model, tmp_path / "m")
+    ids, seen = torch.arange(7)[None], []
+    for changes in ({}, {"mask": "causal"}, {"mask": "unilm"}, {"position": "rotary"}, {"position": "none"},
+                    {"residual_scores": not own}, {"mask": {"name": "full", "window": 1}}):  # fmt: skip
+        other, report = inspect(tmp_path / "m", changes=changes)
+        assert not report.new, changes
+        assert [name for name in report.unused if "position" not in name] == []
+        with torch.no_grad():
+            seen.append(other(ids, segments=(ids > 3).long()).hidden)
+    assert all((one - other).abs().max() > 1e-3 for i, one in enumerate(seen) for other in seen[:i])
+    assert same(load_model(tmp_path / "m"), model)
+
+
+def test_a_table_of_positions_that_the_file_lacks_is_new(saved, caplog):
+    model = load_model(saved["roformer"], position="learned")
+    assert "1 new tensors start from random values: position.table.weight" in caplog.text and model.position.table.weight.shape == (13, 7)
+
+
+def test_two_streams_of_ttta_share_the_backbone(saved):
+    model, report = inspect(saved["bert"], changes={"stream": "positions", "mask": {"name": "full", "exclude_self": True}})
+    assert report.new == ("embedding.query",) and not report.unused
+    project = make("bert").layers[0].attention.project.weight
+    assert torch.equal(torch.cat((model.layers[0].attention.query.weight, model.layers[0].attention.key_value.weight)), project)
+
+
+def test_a_turned_switch_excuses_only_its_own_tensors(parts, tmp_path):
+    values, tensors = parts("bert")
+    tensors["bert.encoder.layer.2.output.dense.bias"] = torch.zeros(12)
+    with pytest.raises(CheckpointError, match=r"no place for: bert\.encoder\.layer\.2\.output\.dense\.bias"):
+        load_model(write(tmp_path / "m", values, tensors), position="rotary")
+    del tensors["bert.encoder.layer.2.output.dense.bias"], tensors["bert.encoder.layer.1.output.dense.bias"]
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors: bert\.encoder\.layer\.1\.output\.dense\.bias"):
+        load_model(write(tmp_path / "m", values, tensors), position="rotary")
+
+
+def test_our_own_layout_is_strict(tmp_path):
+    save(make("bert", residual_scores=True), tmp_path / "m")
+    values = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    tensors = dict(read_folder(tmp_path / "m"))
+    with pytest.raises(CheckpointError, match="no place for: layers.9.a"):
+        load_model(write(tmp_path / "n", values, tensors | {"layers.9.a": torch.ones(1)}))
+    del tensors["layers.0.attention.project.bias"]
+    with pytest.raises(CheckpointError, match="lacks 1 tensors: layers.0.attention.project.bias"):
+        load_model(write(tmp_path / "n", values, tensors))
+    assert set(load_model(tmp_path / "m", heads=("mlm",)).heads) == {"mlm"}
+
+
+def test_dropout_and_dtype(saved):
+    model = load_model(saved["bert"], dropout=0.3, dtype=torch.bfloat16)
+    assert model.config.dropout == model.config.attention_dropout == 0.3 and not model.training
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.final_norm(model.embedding.tokens.weight), make("bert").embedding.tokens.weight.bfloat16())
+    assert all(value.requires_grad for value in model.parameters())
+
+
+# what loading costs and leaves alone
+
+def test_nothing_is_drawn_when_nothing_is_new(saved, parts, tmp_path):
+    state = torch.get_rng_state()
+    for family, folder in saved.items():
+        load_model(folder)
+        values, tensors = parts(family)
+        (tmp_path / family).mkdir()
+        (tmp_path / family / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        torch.save(tensors, tmp_path / family / "pytorch_model.bin")
+        load_model(tmp_path / family)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_what_is_new_is_initialised(saved, monkeypatch):
+    """Random values for tables that are overwritten next would take most of the time and twice the memory."""
+    sizes = []
+    draw = torch.nn.init.normal_
+
+    def watched(tensor: Tensor, *rest: Any, **options: Any) -> Tensor:
+        if not tensor.is_meta:
+            sizes.append(tensor.numel())
+        return draw(tensor, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.init, "normal_", watched)
+    load_model(saved["bert"])
+    assert sizes == []
+    load_model(saved["bert"], heads=("pooler", {"name": "classifier", "labels": LABELS}))
+    assert sizes == [36]
+    make("bert")
+    assert sum(sizes) > 1_000                                      # what the watch would see
+
+
+def test_no_parameter_is_left_without_memory_and_none_is_shared(saved):
+    for folder in saved.values():
+        model = load_model(folder)
+        tensors = [*model.parameters(), *model.buffers()]
+        assert not any(value.is_meta for value in tensors)
+        assert len({value.data_ptr() for value in tensors}) == len(tensors)
+
+
+def test_training_a_loaded_model_leaves_the_file(saved):
+    before = (saved["gpt2"] / "model.safetensors").read_bytes()
+    model = load_model(saved["gpt2"])
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(1)
+    assert (saved["gpt2"] / "model.safetensors").read_bytes() == before
+
+
+# from a hub
+
+def test_the_commit_is_written_down_and_stays(saved, monkeypatch, tmp_path):
+    def find(name: str | Path, *, revision: str | None = None) -> Found:
+        if name != "owner/model":
+            return real(name, revision=revision)
+        return Found(saved["bert"], "hub", "owner/model", COMMIT, note="owner/model: offline; an earlier copy is used.")
+
+    real = hub.find
+    monkeypatch.setattr(hub, "find", find)
+    model, report = inspect("owner/model", revision="main")
+    assert report.origin == f"owner/model@{COMMIT}" and report.notes == ("owner/model: offline; an earlier copy is used.",)
+    save(model, tmp_path / "one")
+    save(load_model(tmp_path / "one", mask="causal"), tmp_path / "two")
+    values = json.loads((tmp_path / "two" / "config.json").read_text(encoding="utf-8"))
+    assert values["origin"] == f"owner/model@{COMMIT}" == inspect(tmp_path / "two")[1].origin
+    save(load_model(saved["bert"]), tmp_path / "three")
+    assert "origin" not in json.loads((tmp_path / "three" / "config.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("origin", ["x", 3, {"a": 1}, "owner/model@main", "../x@" + COMMIT, "a\nb@" + COMMIT])
+def test_an_origin_that_is_none_is_dropped(parts, tmp_path, origin):
+    values, tensors = parts("bert")
+    assert inspect(write(tmp_path / "m", values | {"origin": origin}, tensors))[1].origin is None
+
+
+def test_the_hub_is_asked_once(saved, monkeypatch):
+    asked = []
+
+    def find(name: str | Path, *, revision: str | None = None) -> Found:
+        asked.append(revision)
+        return Found(saved["bert"], "hub", "owner/model", COMMIT)
+
+    monkeypatch.setattr(hub, "find", find)
+    with pytest.raises(CheckpointError, match="holds no tokenizer"):
+        load("owner/model", revision="v1")
+    assert asked == ["v1"]
+
+
+def test_a_tokenizer_comes_along(tmp_path):
+    tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"鱼与熊掌兼得一二三四五六七八九十百千")
+    save(make("bert"), tmp_path / "m", WordPiece(Vocab(tokens)))
+    model, tokenizer = load(tmp_path / "m")
+    assert same(model, make("bert")) and tokenizer.encode("熊掌").tokens == ("[CLS]", "熊", "掌", "[SEP]")
+    again, _ = load(tmp_path / "m" / "model.safetensors")
+    assert same(again, model)

@@ -25,7 +25,7 @@ from fishpaw.tasks.classify import Classify
 from fishpaw.train.options import Options
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--data", type=Path, default=os.environ.get("FISHPAW_DATA"), help="the data folder; default: FISHPAW_DATA, else the bundled reviews")
+parser.add_argument("--data", type=Path, default=os.environ.get("FISHPAW_DATA"), help="default: FISHPAW_DATA, else the bundled reviews")
 parser.add_argument("--seeds", default="0,1,2")
 parser.add_argument("--out", type=Path, default=Path("runs/sentiment"))
 parser.add_argument("--smoke", action="store_true", help="a few steps on a few reviews: seconds")

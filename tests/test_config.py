@@ -27,7 +27,9 @@ def refused(**changes):
 
 def test_sizes_default_to_what_bert_does():
     config = made()
-    assert (config.head_size, config.key_value_heads, config.embedding_size) == (11, 2, 22) == (config.width, config.keys, config.embedding)
+    assert (config.width, config.keys, config.embedding) == (11, 2, 22)
+    assert config == made(head_size=11, key_value_heads=2, embedding_size=22)                   # one spelling of the usual sizes
+    assert config.change({"hidden_size": 34}).embedding == 34 and config.change({"hidden_size": 34}).width == 17
     assert (config.position, config.mask, config.norm, config.norm_at, config.attention) == ("learned", "full", "layer", "post", "softmax")
     assert len(dataclasses.fields(config)) <= 32
 

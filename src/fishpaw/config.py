@@ -24,7 +24,8 @@ _SWITCHES = ("activation", "attention", "position", "mask", "norm")
 class ModelConfig:
     """Every switch of a Transformer. A switch is a name, {"name": …, option: …} or, from Python, a callable.
 
-    Sizes count units, not bytes; `head_size`, `key_value_heads` and `embedding_size` default to what BERT does. `heads` are the output
+    Sizes count units, not bytes. `head_size`, `key_value_heads` and `embedding_size` are None where they are as in BERT (`width`, `keys`
+    and `embedding` give the numbers). `heads` are the output
     heads ("pooler", "nsp", "mlm", "lm", {"name": "classifier", "labels": […]}). `encoder`, where given, is the configuration of the
     encoder that this decoder reads through cross-attention. Errors: ConfigError that names the field.
     """
@@ -62,19 +63,20 @@ class ModelConfig:
             _whole(name, getattr(self, name), least=1)
         for name in ("segments", "pad_id"):
             _whole(name, getattr(self, name), least=0)
-        if self.head_size is None:
-            if self.hidden_size % self.attention_heads:
-                raise ConfigError(
-                    f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}.",
-                    fix="Change one of them, or give head_size.",
-                )
-            self._fill("head_size", self.hidden_size // self.attention_heads)
-        if self.key_value_heads is None:
-            self._fill("key_value_heads", self.attention_heads)
-        if self.embedding_size is None:
-            self._fill("embedding_size", self.hidden_size)
+        if self.head_size is None and self.hidden_size % self.attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}.",
+                fix="Change one of them, or give head_size.",
+            )
+        usual = {"key_value_heads": self.attention_heads, "embedding_size": self.hidden_size}
+        if self.hidden_size % self.attention_heads == 0:
+            usual["head_size"] = self.hidden_size // self.attention_heads
         for name in ("head_size", "key_value_heads", "embedding_size"):
-            _whole(name, getattr(self, name), least=1)
+            value = getattr(self, name)
+            if value is not None:
+                _whole(name, value, least=1)
+                if value == usual.get(name):
+                    self._fill(name, None)                            # one spelling: a change of the others then carries it along
         if self.attention_heads % self.keys:
             raise ConfigError(
                 f"attention_heads {self.attention_heads} is not a multiple of key_value_heads {self.keys}.",
@@ -111,17 +113,17 @@ class ModelConfig:
     @property
     def width(self) -> int:
         """Units of one attention head."""
-        return self.head_size or 0
+        return self.head_size or self.hidden_size // self.attention_heads
 
     @property
     def keys(self) -> int:
         """Heads that hold keys and values; fewer than the query heads in grouped-query attention."""
-        return self.key_value_heads or 0
+        return self.key_value_heads or self.attention_heads
 
     @property
     def embedding(self) -> int:
         """Width of the embedding tables."""
-        return self.embedding_size or 0
+        return self.embedding_size or self.hidden_size
 
     @property
     def parameters(self) -> int:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fishpaw.errors import ConfigError
+
 __all__ = ["Attended", "Attention", "Batch", "Grid", "Memory", "Output", "Position", "Rows", "Stepper", "View"]
 
 GROUP_FILL = 0.8
@@ -280,6 +282,11 @@ class View:
     bias: Tensor | None = None
     lanes: int = 1
 
+    @property
+    def fresh(self) -> Rows:
+        """Facts of the keys that are not stored yet, [b m]: the last columns of `k`."""
+        return self.k.map(lambda fact: fact[:, -self.source.t :])
+
     @cached_property
     def additive(self) -> Tensor | None:
         """The one argument of the fused kernel: nothing, a boolean mask, or the bias with -inf outside the mask."""
@@ -298,13 +305,8 @@ class Attended:
 
 
 class Memory(Protocol):
-    """What one attention remembers between steps: keys and values, or a state of constant size."""
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values [p h m d] -> all so far [p h k d]."""
-
-    def read(self) -> tuple[Tensor, Tensor]:
-        """All so far, [p h k d]."""
+    """What one attention remembers between steps: keys and values, or a state of constant size. How it is written and read is between it
+    and the kernel that makes it; the cache only moves it."""
 
     def select(self, lanes: Tensor) -> None:
         """lanes [p x]: the old lane that each new lane continues, counted over the prompts still there (`take` comes first). Keys
@@ -343,8 +345,8 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def memory(self) -> Memory:
-        """An empty memory for one sequence of steps."""
-        raise NotImplementedError
+        """An empty memory for one sequence of steps. ConfigError where the kernel can't decode step by step."""
+        raise ConfigError(f"The attention {type(self).__name__} can't decode step by step.", fix="Use attention 'softmax'.")
 
 
 @dataclass

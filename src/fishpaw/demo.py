@@ -105,7 +105,7 @@ def _plain_or_packed(path: Path) -> Path:
     for name in (path, path.with_name(path.name + ".gz")):
         if name.is_file():
             return name
-    raise DataError(f"{path}: there is no such file, nor {path.name}.gz.", fix="Unset FISHPAW_DATA (or leave --data out) to use the bundled reviews.")
+    raise DataError(f"{path}: no such file, nor {path.name}.gz.", fix="Without FISHPAW_DATA and --data the bundled reviews are used.")
 
 
 def data_folder() -> Path | None:

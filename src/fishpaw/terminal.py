@@ -60,7 +60,7 @@ def beside_a_bar(say: Callable[[str], None]) -> Callable[[str], None]:
     return above
 
 
-def show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+def show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """For warnings.showwarning: what is wrong, without the line of code that noticed it."""
     tell(f"fishpaw: {message}")
 

@@ -284,11 +284,11 @@ def nested(depth: int) -> dict[str, Any]:
 ])  # fmt: skip
 def test_configurations_that_cannot_be(folder, change, said):
     rewrite(folder, change if isinstance(change, bytes) else values(folder) | change)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(ConfigError, match=said) as error:
         load_model(folder)
     assert "config.json" in error.value.what or "model.safetensors" in error.value.what
-    assert one_sentence(error.value) and time.monotonic() - begin < 1
+    assert one_sentence(error.value) and time.process_time() - begin < 1
 
 
 ODD: tuple[Any, ...] = (
@@ -330,7 +330,7 @@ def test_mutated_configurations_load_or_raise_our_errors(kind, folder):
     loaded = refused = 0
     for _ in range(300):
         rewrite(folder, content := mutated(source, choose))
-        begin = time.monotonic()
+        begin = time.process_time()
         try:
             model = inspect(folder)[0]
             loaded += 1
@@ -339,7 +339,7 @@ def test_mutated_configurations_load_or_raise_our_errors(kind, folder):
         except FishpawError as error:
             refused += 1
             assert one_sentence(error), content
-        assert time.monotonic() - begin < 1, content
+        assert time.process_time() - begin < 1, content
     assert loaded > 20 and refused > 100
 
 
@@ -430,7 +430,7 @@ def test_a_save_that_died_is_settled_by_the_next_load(saved, tmp_path):
     shutil.copytree(saved, tmp_path / ".m.old")
     shutil.copytree(saved, tmp_path / ".m.new")
     (tmp_path / ".m.new" / "model.safetensors").write_bytes(b"half")
-    load_model(str(tmp_path / "m"))
+    load_model(f"{tmp_path}/m/")
     assert (tmp_path / "m" / "manifest.json").is_file() and not (tmp_path / ".m.old").exists()
 
 
@@ -461,6 +461,12 @@ def test_offline_through_load(tmp_path, monkeypatch):
     assert error.value.exit_code == 3 and time.monotonic() - begin < 5
 
 
+@pytest.mark.parametrize("name", ["x" * 5_000, "/", "/proc/1/root/x", "nothing/at/all", "~/there-is-no-such-model"])
+def test_names_of_nothing(name):
+    with pytest.raises(CheckpointError):
+        load_model(name)
+
+
 @pytest.mark.parametrize(("call", "said"), [
     (lambda folder: load_model(folder, dtype=torch.int8), "dtype is torch.int8"),
     (lambda folder: load_model(folder, family="brt"), "Did you mean 'bert'"),
@@ -472,6 +478,7 @@ def test_offline_through_load(tmp_path, monkeypatch):
     (lambda folder: inspect(folder, changes={"layer": 3}), "Unknown field 'layer'"),
     (lambda folder: load_model(""), "no name of a model"),
     (lambda folder: load_model("a\0b"), "no name of a model"),
+    (lambda folder: load_model("owner/name@../x"), "no revision"),
 ])  # fmt: skip
 def test_arguments_that_cannot_be(folder, call: Callable[[Path], Any], said):
     with pytest.raises(ConfigError, match=said) as error:

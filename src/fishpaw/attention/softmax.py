@@ -44,12 +44,11 @@ class Softmax(Attention):
         weights: bool = False,
     ) -> Attended:
         q, k = view.position.rotate(q, k, view.at)
+        if memory is not None:
+            assert isinstance(memory, KeyValue)
+            k, v = memory.read() if k is None or v is None else memory.append(k, v)
         if k is None or v is None:
-            if memory is None:
-                raise ValueError("attention without keys needs a memory that holds them")
-            k, v = memory.read()
-        elif memory is not None:
-            k, v = memory.append(k, v)
+            raise ValueError("attention without keys needs a memory that holds them")
         dropout = self.dropout if self.training else 0.0
         if not (weights or self.residual or view.position.hooks() & {"score", "mix"}):
             triangle = view.clock == "causal" and view.mask is None and not view.rules and q.shape[2] > 1

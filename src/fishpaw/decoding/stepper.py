@@ -15,13 +15,13 @@ __all__ = ["TransformerStepper"]
 
 class TransformerStepper:
     """contracts.Stepper over `model`, which has a head "lm" or "mlm" and a mask that doesn't look ahead; `encoder` for a decoder that
-    reads one. With a UniLM mask generated tokens are of segment `segment`. No gradients; no dropout while a call runs: the training
+    reads one. Generated tokens are of segment `segment`: by default 1 with a UniLM mask, else 0. No gradients; no dropout while a call runs: the training
     mode is put back after it. One search at a time: `start` forgets the last one.
 
     Errors: ConfigError for a model that can't decode; DataError for prompts that can't be read and for rows that reach the last position.
     """
 
-    def __init__(self, model: Transformer, *, encoder: Transformer | None = None, segment: int = 1) -> None:
+    def __init__(self, model: Transformer, *, encoder: Transformer | None = None, segment: int | None = None) -> None:
         if not {"lm", "mlm"} & set(model.heads):
             raise ConfigError("The model has no head that scores tokens.", fix='Load it with heads=("lm",) or heads=("mlm",).')
         if encoder is None and model.config.encoder is not None:
@@ -33,9 +33,10 @@ class TransformerStepper:
                 f"The encoder is {encoder.config.hidden_size} wide, but the decoder reads {model.config.encoder.hidden_size}.",
                 fix="Give the encoder that it was built for.",
             )
+        segment = int(model.mask.clock == "unilm") if segment is None else segment
         if isinstance(segment, bool) or not isinstance(segment, int) or segment < 0:
             raise ConfigError(f"segment is {segment!r}.", fix="Give a whole number from 0.")
-        if model.config.segments and model.mask.clock == "unilm" and segment >= model.config.segments:
+        if model.config.segments and segment >= model.config.segments:
             raise ConfigError(f"segment is {segment}, but the model has {model.config.segments}.", fix="Give one that it has.")
         self.model = model
         self.encoder = encoder
@@ -64,7 +65,7 @@ class TransformerStepper:
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """Append tokens [r] -> [r v], or [r u] -> [r u v], to each live row."""
-        segments = torch.full_like(tokens, self.segment) if self.model.mask.clock == "unilm" else None
+        segments = torch.full_like(tokens, self.segment) if self.segment or self.model.mask.clock == "unilm" else None
         with _Evaluating(self.model):
             logits: Tensor = self.model(tokens, cache=self.cache, segments=segments).logits                   # [r u v]
         return logits[:, 0] if tokens.dim() == 1 else logits

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fishpaw import hub, metrics
+from fishpaw import hub, metrics, switch
 from fishpaw.config import ModelConfig
 from fishpaw.data.collate import Padded, pad
 from fishpaw.data.fingerprint import fingerprint
@@ -132,7 +132,7 @@ class Classify:
         head = _classifier(labels, multi_label)
         vocab = characters(texts, least=least if least is not None else 1 if len(texts) < _FEW else 2)
         shape = config or small(len(vocab))
-        pooler = _pooler(shape.change({"heads": ()}), spec_name(shape.mask))
+        pooler = _pooler(shape.change({"heads": ()}), switch.build("masks", shape.mask, shape).clock)
         shape = shape.change({"vocab_size": len(vocab), "heads": (pooler, head)})
         with _seeded(seed):
             model = Transformer(shape)
@@ -239,7 +239,7 @@ class Classify:
         given = list(examples)
         for index, one in enumerate(given):
             if not isinstance(one, LabelledText):
-                raise DataError(f"Example {index} is a {type(one).__name__}.", fix="Give LabelledText(text, labels=(…,)); see data.labelled.")
+                raise DataError(f"Example {index} is a {type(one).__name__}.", fix="Give LabelledText(text, labels=(…,)) of data.labelled.")
         encodings = self._encodings([one.text for one in given], pairs_of(given))
         return [Feature(each.ids, each.segments, self._target(one)) for each, one in zip(encodings, given, strict=True)]
 
@@ -313,7 +313,7 @@ class Classify:
             "labels": list(self.labels),
             "multi_label": self.multi_label,
             "max_length": self.max_length,
-            "dev": None if held_out is None else fingerprint(held_out),
+            "dev": "none" if held_out is None else fingerprint(held_out)[:16],
             "model": {**self.model.config.change({"heads": ()}).to_dict(), "starting weights": self._start},
         }
         if resume and checkpoint.exists(out / "checkpoint"):

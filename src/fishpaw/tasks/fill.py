@@ -26,8 +26,8 @@ class Blank:
 def fill(model: Transformer, tokenizer: WordPiece | ByteLevel, text: str, *, top: int = 5) -> list[Blank]:
     """The `top` likeliest tokens at each [MASK] of the text, each blank on its own.
 
-    Errors: ConfigError for a model without an MLM head or that can't see what follows, or without [MASK]; DataError for a text without a mask or one that
-    is longer than the model reads.
+    Errors: ConfigError for a model without an MLM head, without [MASK] or that can't see what follows; DataError for a text without a
+    mask or one that is longer than the model reads.
     """
     if "mlm" not in model.heads or model.mask.clock != "full":
         raise ConfigError("Filling blanks needs a model with the head mlm and a full mask.", fix="Load a BERT or RoFormer as it is.")

@@ -91,7 +91,7 @@ class Generate:
         for place in range(len(tokens) - 1, -1, -1):
             if words == 2:
                 break
-            token = self.tokenizer.vocab.tokens[tokens[place]]
+            token = self.tokenizer.vocab.tokens[tokens[place]] if tokens[place] < self.tokenizer.size else ""      # `decode` refuses it
             if token in _STRAIGHT:
                 settled = place
             words += tokens[place] not in self.tokenizer.special_ids and not token.startswith("##")

@@ -124,9 +124,9 @@ def inspect(
     """`load_model`, with any field of ModelConfig to change, and a report of what was found instead of log lines."""
     if not dtype.is_floating_point:
         raise ConfigError(f"dtype is {dtype}.", fix="Give torch.float32, torch.bfloat16 or another of real numbers.")
-    place = os.path.expanduser(os.fspath(name))
-    if "\0" not in place and not os.path.exists(place):
-        recover(place)                                            # a process may have died while it replaced the folder
+    place = os.path.expanduser(os.fspath(name)).rstrip("/")
+    if not os.path.exists(place) and os.path.isdir(os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.old")):
+        recover(place)                                            # a process died while it replaced the folder
     found = hub.find(name, revision=revision)
     folder = found.folder
     if verify and found.source != "hub" and os.path.lexists(folder / MANIFEST):     # the hub states hashes of its own
@@ -141,7 +141,7 @@ def inspect(
     try:
         table, reason, before = _understand(values, tensors, family)
     except (ConfigError, CheckpointError) as error:
-        raise _named(path, error) from None
+        raise _named(path if isinstance(error, ConfigError) else tensors.files[0], error) from None
     config = before.change(dict(changes or {}))
     try:
         model, new, unused = _filled(config, before, table, tensors, dtype)

@@ -1,0 +1,382 @@
+"""Classify: learns, measures, keeps order, saves and goes on; refuses what it can't understand, with file and line."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fishpaw.config import ModelConfig
+from fishpaw.data.labelled import LabelledText
+from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
+from fishpaw.model.transformer import Transformer
+from fishpaw.tasks.classify import Classify, pairs_of, small
+from fishpaw.text.learn import characters
+from fishpaw.text.wordpiece import WordPiece
+from fishpaw.train.options import Options
+
+TEXTS = ["很好", "", "今天气很好我们去公园玩吧" * 20, "   ", "👍\ud800\x00", "坏", "not Chinese at all", "今天，坏。" * 3]
+BRIEF = Options(steps=3, batch_size=8, learning_rate=3e-3, log_every=1)
+
+
+def learn(task: Classify, train: list[LabelledText], steps: int = 60) -> None:
+    task.fit(train, options=Options(steps=steps, batch_size=16, learning_rate=1e-2), progress=False)
+
+
+@pytest.fixture
+def untrained(toy, tiny):
+    return Classify.new([one.text for one in toy(64)], ["neg", "pos"], config=tiny(), max_length=24, seed=3)
+
+
+# Learning
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["single", "pair"])
+def test_learns_what_one_letter_tells_and_measures_it_on_unseen_texts(toy, tiny, pairs):
+    train, unseen = toy(128, pairs=pairs), toy(60, seed=5, pairs=pairs)
+    texts = [text for one in train for text in (one.text, one.pair) if text]
+    task = Classify.new(texts, ["neg", "pos"], config=tiny(), max_length=24)
+    before = task.evaluate(unseen)["accuracy"]
+    learn(task, train)
+    figures = task.evaluate(unseen)
+    assert figures["accuracy"] == figures["micro_f1"] == figures["macro_f1"] == 1.0 > before
+    assert figures["majority"] == 0.5 and figures["loss"] < 0.1
+    liars = [replace(one, labels=("pos" if one.labels == ("neg",) else "neg",)) for one in unseen]
+    assert task.evaluate(liars)["accuracy"] == 0.0                   # planted: wrong labels are seen
+
+
+def test_learns_any_number_of_labels_none_too(tiny):
+    kinds = {"好": ("good",), "坏": ("bad",), "好坏": ("good", "bad"), "今": ()}
+    train = [LabelledText(text, labels=labels) for text, labels in kinds.items()] * 16
+    task = Classify.new([one.text for one in train], ["good", "bad"], config=tiny(), multi_label=True)
+    learn(task, train)
+    assert [set(one.labels) for one in task.predict(list(kinds))] == [set(labels) for labels in kinds.values()]
+    assert task.evaluate(train)["accuracy"] == 1.0
+    assert "majority" not in task.evaluate(train)
+
+
+def test_weights_are_the_best_on_dev_and_a_wrong_label_in_dev_is_told_before_the_first_step(untrained, toy):
+    untouched = untrained.model.state_dict()["embedding.tokens.weight"].clone()
+    bad = [*toy(3), LabelledText("好", labels=("mid",), file="dev.tsv", line=4)]
+    with pytest.raises(DataError, match=r"dev.tsv, line 4: unknown label 'mid'.*neg, pos"):
+        untrained.fit(toy(16), bad, options=BRIEF)
+    assert torch.equal(untouched, untrained.model.state_dict()["embedding.tokens.weight"])
+    said = []
+    result = untrained.fit(toy(64), toy(20, seed=1), options=replace(BRIEF, steps=12, evaluate_every=3), report=said.append)
+    assert [one["step"] for one in said if one["event"] == "evaluate"] == [3, 6, 9, 12]
+    assert result.best == untrained.evaluate(toy(20, seed=1))["accuracy"] == max(one["accuracy"] for one in result.history)
+
+
+def test_bf16_trains_and_leaves_fp32_weights(untrained, toy):
+    result = untrained.fit(toy(32), options=replace(BRIEF, precision="bf16"))
+    assert math.isfinite(result.loss)
+    assert {parameter.dtype for parameter in untrained.model.parameters()} == {torch.float32}
+
+
+def test_generators_are_read_once_and_whole(untrained, toy):
+    assert untrained.evaluate(one for one in toy(12)) == untrained.evaluate(toy(12))
+    assert untrained.fit((one for one in toy(24)), (one for one in toy(8)), options=BRIEF).step == 3
+
+
+# Figures by hand
+
+class Oracle(Classify):
+    """Answers with given scores."""
+
+    def __init__(self, task: Classify, scores: list[list[float]]) -> None:
+        super().__init__(task.model, task.tokenizer)
+        self.scores = torch.tensor(scores)
+
+    def _scores(self, encodings, batch_size):
+        return self.scores
+
+
+def test_figures_of_one_label_by_hand(untrained):
+    """neg neg pos pos pos, answered neg pos pos pos neg: right 3 of 5; F1 of neg 1/2, of pos 2/3."""
+    truth = [LabelledText("今", labels=(label,)) for label in ("neg", "neg", "pos", "pos", "pos")]
+    scores = [[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]]
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    assert Oracle(untrained, scores).evaluate(truth) == pytest.approx({
+        "accuracy": 3 / 5, "micro_f1": 3 / 5, "macro_f1": (1 / 2 + 2 / 3) / 2, "loss": (3 * right + 2 * wrong) / 5, "majority": 3 / 5,
+    })  # fmt: skip
+
+
+def test_figures_of_several_labels_by_hand(tiny):
+    """{a}, {a b}, {} answered {a}, {a}, {b}: one set of three right; 2 right, 1 wrong, 1 missed: micro 4/6; a 1, b 0: macro 1/2."""
+    task = Classify.new(["今天"], ["a", "b"], config=tiny(), multi_label=True)
+    truth = [LabelledText("今", labels=labels) for labels in (("a",), ("a", "b"), ())]
+    figures = Oracle(task, [[1.0, -1.0], [1.0, -1.0], [-1.0, 0.0]]).evaluate(truth)       # 0: a probability of exactly 0.5 holds
+    assert figures["accuracy"] == pytest.approx(1 / 3) and figures["micro_f1"] == pytest.approx(4 / 6)
+    assert figures["macro_f1"] == pytest.approx(1 / 2)
+
+
+def test_scores_that_are_no_numbers_are_refused(untrained):
+    with torch.no_grad():
+        untrained.model.heads["classifier"].dense.bias[0] = math.nan
+    with pytest.raises(FishpawError, match="not finite"):
+        untrained.predict(["好"])
+
+
+# Prediction
+
+@pytest.mark.parametrize("family", ["bert", "roformer", "gpt2"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_batched_is_one_by_one_in_order_for_any_lengths(pretrained, family, paired):
+    task = Classify.load(pretrained(family), labels=["a", "b", "c"], max_length=17)
+    pairs = TEXTS[::-1] if paired else None
+    alone = [task.predict([text], [pairs[at]] if pairs else None)[0] for at, text in enumerate(TEXTS)]
+    assert len({round(one.probabilities["a"], 4) for one in alone}) > 4                  # the order can be seen
+    for batch_size in (1, 3, 64):
+        found = task.predict(TEXTS, pairs, batch_size=batch_size)
+        for one, other in zip(found, alone, strict=True):
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+            assert sum(one.probabilities.values()) == pytest.approx(1) and one.labels == other.labels
+    assert task.predict([]) == task.predict([], []) == []
+
+
+def test_only_what_stands_within_max_length_counts(pretrained):
+    task = Classify.load(pretrained("bert"), labels=["a", "b"], max_length=9)
+    long = "今天气我们去公园玩吧"
+    assert task.predict([long]) == task.predict([long[:7] + "坏坏坏"]) != task.predict([long[:6] + "坏"])
+    assert Classify.load(pretrained("bert"), labels=["a", "b"], max_length=999).max_length == 31
+    assert Classify.load(pretrained("roformer"), labels=["a", "b"], max_length=999).max_length == 999
+
+
+def test_a_causal_model_pools_its_last_token(pretrained):
+    task = Classify.load(pretrained("gpt2"), labels=["a", "b"])
+    assert task.predict(["好今"]) != task.predict(["好天"])                                # at the first token both would be equal
+    assert task.model.heads["pooler"].at == "last"
+    assert Classify.load(pretrained("bert"), labels=["a", "b"]).model.heads["pooler"].at == "first"
+
+
+@pytest.mark.parametrize("mask", ["causal", "unilm"])
+def test_a_new_model_whose_mask_looks_back_pools_its_last_token(tiny, mask):
+    task = Classify.new(["好坏"], ["a", "b"], config=tiny(mask=mask))
+    assert task.model.heads["pooler"].at == "last"
+    assert task.predict(["好"], ["好"]) != task.predict(["好"], ["坏"])
+
+
+def test_training_mode_is_as_it_was(untrained):
+    untrained.model.train()
+    first = untrained.predict(["好"])
+    assert untrained.model.training and untrained.predict(["好"]) == first
+
+
+@pytest.mark.gpu
+def test_cuda_says_what_the_cpu_says(pretrained):
+    task = Classify.load(pretrained("bert"), labels=["a", "b"], max_length=17)
+    here = task.predict(TEXTS, batch_size=3)
+    task.model.to("cuda")
+    for one, other in zip(task.predict(TEXTS, batch_size=3), here, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+    task.fit([LabelledText(text, labels=("a",)) for text in TEXTS], options=replace(BRIEF, precision="bf16"))
+    assert task.evaluate([LabelledText("好", labels=("a",))])["accuracy"] == 1.0
+
+
+# Loading and saving
+
+@pytest.mark.parametrize("family", ["bert", "roformer", "gpt2"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_saved_task_gives_the_same_bits_again(pretrained, family, several, tmp_path):
+    task = Classify.load(pretrained(family), labels=["甲", "乙", "丙"], multi_label=several, max_length=19)
+    task.save(tmp_path / "task")
+    again = Classify.load(tmp_path / "task")
+    assert (again.labels, again.multi_label, again.max_length) == (("甲", "乙", "丙"), several, 19)
+    assert again.predict(TEXTS) == task.predict(TEXTS)
+    again.save(tmp_path / "again")
+    files = [path.name for path in (tmp_path / "task").iterdir()]
+    assert all((tmp_path / "task" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
+    assert Classify.load(tmp_path / "task", max_length=7).max_length == 7
+
+
+def test_a_new_classifier_keeps_the_pooler_and_comes_from_the_seed(pretrained):
+    def heads(seed: int) -> dict[str, torch.Tensor]:
+        return Classify.load(pretrained("bert"), labels=["a", "b"], seed=seed).model.heads.state_dict()
+
+    state = torch.random.get_rng_state()
+    one, same, other = heads(5), heads(5), heads(6)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    weight = "classifier.dense.weight"
+    assert torch.equal(one[weight], same[weight]) and not torch.equal(one[weight], other[weight])
+    assert torch.equal(one["pooler.dense.weight"], other["pooler.dense.weight"])
+    assert not [name for name in one if name.startswith(("mlm", "nsp"))]
+
+
+def test_the_same_labels_keep_the_classifier_and_its_order_other_labels_begin_anew(pretrained, tmp_path):
+    task = Classify.load(pretrained("bert"), labels=["b", "a"])
+    task.save(tmp_path / "task")
+    again = Classify.load(tmp_path / "task", labels=["a", "b"], seed=9)
+    assert again.labels == ("b", "a") and again.predict(TEXTS) == task.predict(TEXTS)
+    for labels, several in ((["a", "c"], False), (["a", "b"], True), (["a", "b", "c"], False)):
+        new = Classify.load(tmp_path / "task", labels=labels, multi_label=several, seed=9)
+        assert new.labels == tuple(labels) and new.multi_label is several
+        assert new.predict(["好"])[0].probabilities != task.predict(["好"])[0].probabilities
+
+
+def test_new_is_reproducible_and_keeps_every_character_of_few_texts():
+    texts = ["好", "坏", "it"]
+    one, same, other = (Classify.new(texts, ["a", "b"], seed=seed, config=small(9)) for seed in (1, 1, 2))
+    assert one.predict(texts) == same.predict(texts) != other.predict(texts)
+    assert {"好", "坏", "i", "##i"} <= set(one.tokenizer.vocab.tokens)
+    many = Classify.new([*["好" * 2] * 1000, "坏"], ["a", "b"], config=small(9))
+    assert "好" in many.tokenizer.vocab and "坏" not in many.tokenizer.vocab
+
+
+def test_settings_of_another_task_matter_only_to_who_asks_for_its_classifier(pretrained, tmp_path):
+    Classify.load(pretrained("bert"), labels=["a", "b"]).save(tmp_path / "task")
+    (tmp_path / "task" / "manifest.json").unlink()
+    settings = tmp_path / "task" / "task.json"
+    for text, says in (('{"task": "tag", "max_length": 9}', "not the settings"), ('{"task": "classify", "max_length": "9"}', "not the settings"),
+                       ("{", "can't be read"), ("[1]", "no JSON object"), ("[" * 99999, "can't be read")):
+        settings.write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=says) as caught:
+            Classify.load(tmp_path / "task")
+        assert "task.json" in str(caught.value)
+    settings.write_text('{"task": "tag", "max_length": 9}', encoding="utf-8")
+    assert Classify.load(tmp_path / "task", labels=["c", "d"]).max_length == 31
+
+
+# Going on
+
+def test_a_run_that_ended_is_not_run_again_and_a_stopped_one_ends_with_the_same_bits(toy, tiny, tmp_path):
+    def begin() -> Classify:
+        return Classify.new([one.text for one in toy(40)], ["neg", "pos"], config=tiny(dropout=0.1), max_length=24)
+
+    options = replace(BRIEF, steps=8, evaluate_every=3, save_every=1)
+    whole = begin()
+    result = whole.fit(toy(40), toy(10), options=options, out=str(tmp_path / "whole"))
+    assert whole.fit(toy(40), toy(10), options=options, out=tmp_path / "whole") == replace(result, resumed_from=8)
+    assert Classify.load(tmp_path / "whole" / "model").predict(TEXTS) == whole.predict(TEXTS)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record: dict) -> None:
+        if record["event"] == "step" and record["step"] == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        begin().fit(toy(40), toy(10), options=options, out=tmp_path / "parts", report=stop)
+    rest = begin()
+    second = rest.fit(toy(40), toy(10), options=options, out=tmp_path / "parts")
+    assert 0 < second.resumed_from < 8 and second.history == result.history
+    assert rest.predict(TEXTS) == whole.predict(TEXTS)
+
+
+CHANGES = {
+    "data": lambda task, toy: (toy(41), toy(10), "examples was 40, now 41"),
+    "dev": lambda task, toy: (toy(40), toy(11), "dev was"),
+    "no dev": lambda task, toy: (toy(40), None, "now none"),
+    "max_length": lambda task, toy: (setattr(task, "max_length", 23), (toy(40), toy(10), "max_length was 24, now 23"))[1],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_run_in_the_folder_is_refused_with_what_differs(toy, tiny, tmp_path, change):
+    def begin(seed: int = 0) -> Classify:
+        return Classify.new([one.text for one in toy(40)], ["neg", "pos"], config=tiny(), max_length=24, seed=seed)
+
+    begin().fit(toy(40), toy(10), options=BRIEF, out=tmp_path)
+    task = begin()
+    train, dev, says = CHANGES[change](task, toy)
+    with pytest.raises(CheckpointError, match=says):
+        task.fit(train, dev, options=BRIEF, out=tmp_path)
+    with pytest.raises(CheckpointError, match="starting weights was"):                     # same shapes, other values
+        begin(seed=1).fit(toy(40), toy(10), options=BRIEF, out=tmp_path)
+    assert task.fit(train, dev, options=BRIEF, out=tmp_path, resume=False).resumed_from is None
+
+
+# Mistakes
+
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        (LabelledText("好", labels=("mid",), file="x.tsv", line=7), r"x.tsv, line 7: unknown label 'mid'\. The labels are neg, pos"),
+        (LabelledText("好", labels=("neg", "pos"), file="x.tsv", line=7), "x.tsv, line 7: 2 labels"),
+        (LabelledText("好", labels=()), "The example '好': 0 labels"),
+        (LabelledText("好", "坏", labels=("pos",), file="x.tsv", line=8), r"toy.tsv, line 1: one text where others are pairs"),
+        (("好", "pos"), "Example 2 is a tuple"),
+        ({"text": "好", "label": "pos"}, "Example 2 is a dict"),
+    ],
+)
+def test_an_example_that_cannot_be_is_refused(untrained, toy, example, says):
+    for verb in (untrained.evaluate, lambda given: untrained.fit(given, options=BRIEF)):
+        with pytest.raises(DataError, match=says):
+            verb([*toy(2), example])
+
+
+def test_pairs_are_all_or_none(toy):
+    assert pairs_of(toy(3)) is None and pairs_of([]) is None
+    assert pairs_of([LabelledText("a", "b"), LabelledText("c", "")]) == ["b", ""]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda task: task.predict("很好"), DataError, "one string"),
+        (lambda task: task.predict(["很好"], "坏"), DataError, "one string"),
+        (lambda task: task.predict(["很好"], ["坏", "好"]), DataError, "1 texts but 2 pairs"),
+        (lambda task: task.predict([3]), DataError, "not a string"),
+        (lambda task: task.predict(["很好"], batch_size=0), ConfigError, "batch_size is 0"),
+        (lambda task: task.evaluate([]), DataError, "nothing to evaluate"),
+        (lambda task: task.fit([]), DataError, "no example in train"),
+        (lambda task: task.fit([LabelledText("好", labels=("pos",))], []), DataError, "no example in dev"),
+        (lambda task: Classify(task.model, task.tokenizer, max_length=3), ConfigError, "max_length is 3"),
+        (lambda task: Classify.new(["好"], ["a"]), ConfigError, "nothing to choose"),
+        (lambda task: Classify.new(["好"], ["a", "a"]), ConfigError, "different names"),
+        (lambda task: Classify.new(["好"], "ab"), ConfigError, "different names"),
+        (lambda task: Classify.new(["好"], ["a", " "]), ConfigError, "different names"),
+        (lambda task: Classify.new(["好"], []), ConfigError, "nothing to choose"),
+        (lambda task: Classify.new("好坏", ["a", "b"]), DataError, "one string"),
+        (lambda task: Classify.new(["", " "], ["a", "b"]), DataError, "No character"),
+        (lambda task: Classify.new(["好"], ["a", "b"], seed=-1), ConfigError, "seed is -1"),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused(untrained, call, kind, says):
+    with pytest.raises(kind, match=says):
+        call(untrained)
+
+
+def test_loading_without_labels_needs_a_classifier(pretrained):
+    with pytest.raises(ConfigError, match="holds no classifier"):
+        Classify.load(pretrained("bert"))
+    with pytest.raises(ConfigError, match="multi_label is given without labels"):
+        Classify.load(pretrained("bert"), multi_label=True)
+    with pytest.raises(ConfigError, match="has no classifier"):
+        Classify(Transformer(ModelConfig(vocab_size=9, hidden_size=8, layers=1, attention_heads=2, intermediate_size=8)),
+                 WordPiece(characters(["好"], least=1)))
+
+
+# Against transformers
+
+@pytest.mark.parity
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("family", ["bert", "roformer"])
+def test_transformers_opens_the_saved_classifier_with_the_same_answers(pretrained, family, several, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    task = Classify.load(pretrained(family), labels=["甲", "乙", "丙"], multi_label=several)
+    task.save(tmp_path / "task")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "task", output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "task")
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert model.config.id2label == dict(enumerate(task.labels))
+    assert model.config.problem_type == ("multi_label_classification" if several else "single_label_classification")
+    texts, pairs = ["今天气很好", "坏", "我们去公园玩吧，好"], ["好", "房间", "不"]
+    inputs = tokenizer(texts, pairs, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model.eval()(**inputs).logits
+        wrong = model(**{**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])}).logits         # planted
+    theirs, wrong = (x.double().sigmoid() if several else x.double().softmax(-1) for x in (theirs, wrong))
+    ours = torch.tensor([list(one.probabilities.values()) for one in task.predict(texts, pairs)])
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-5, rtol=0)
+    assert not torch.allclose(ours, wrong.float(), atol=1e-4)
+
+
+def test_saved_settings_are_readable(untrained, tmp_path):
+    untrained.save(tmp_path / "task")
+    assert json.loads((tmp_path / "task" / "task.json").read_text(encoding="utf-8")) == {"task": "classify", "max_length": 24}

@@ -54,9 +54,10 @@ for seed in [int(seed) for seed in arguments.seeds.split(",")]:
         attention_heads=4,
         intermediate_size=512,
         position="rotary",
+        dropout=0.2,
     )
     options = Options(
-        epochs=6,
+        epochs=5,
         steps=4 if arguments.smoke else None,
         batch_size=32,
         learning_rate=1e-3,

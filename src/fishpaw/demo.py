@@ -50,7 +50,7 @@ def demo(say: Callable[[str], None], *, out: Path, data: Path | None = None, see
     say(f"Data: {found.source}; {len(found.unseen)} unseen ones to evaluate on.")
     mixed = list(found.train)
     random.Random(seed).shuffle(mixed)
-    held = max(40, len(mixed) // 20)
+    held = min(400, max(40, len(mixed) // 20))
     if len(mixed) > 4000:                                            # as many as a minute reads
         mixed = mixed[: 4000 + held]
     dev, train = mixed[:held], mixed[held:]

@@ -52,7 +52,8 @@ def tiny():
     def make(vocab_size: int = 50, **changes: object) -> ModelConfig:
         return ModelConfig(**{
             "family": "roformer", "vocab_size": vocab_size, "hidden_size": 16, "layers": 1, "attention_heads": 2, "intermediate_size": 32,
-            "position": "rotary", "norm": {"name": "layer", "eps": 1e-12}, "dropout": 0.0, "attention_dropout": 0.0, **changes,
+            "position": "rotary", "norm": {"name": "layer", "eps": 1e-12}, "dropout": 0.0, "attention_dropout": 0.0,
+            "init_std": 0.2, **changes,
         })
 
     return make
@@ -68,7 +69,8 @@ def toy():
             letters = chance.choices(LETTERS[:20], k=chance.randint(0, 9))
             letters.insert(chance.randint(0, len(letters)), "好坏"[number % 2])
             label = ("pos", "neg")[number % 2]
-            made.append(LabelledText("今天" if pairs else "".join(letters), "".join(letters) if pairs else None, (label,), "toy.tsv", number + 1))
+            text = "".join(letters)
+            made.append(LabelledText("今天" if pairs else text, text if pairs else None, (label,), "toy.tsv", number + 1))
         return made
 
     return make

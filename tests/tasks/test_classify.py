@@ -23,8 +23,16 @@ TEXTS = ["很好", "", "今天气很好我们去公园玩吧" * 20, "   ", "👍
 BRIEF = Options(steps=3, batch_size=8, learning_rate=3e-3, log_every=1)
 
 
-def learn(task: Classify, train: list[LabelledText], steps: int = 60) -> None:
-    task.fit(train, options=Options(steps=steps, batch_size=16, learning_rate=1e-2), progress=False)
+def learn(task: Classify, train: list[LabelledText], steps: int = 40, rate: float = 1e-2) -> None:
+    task.fit(train, options=Options(steps=steps, batch_size=16, learning_rate=rate), progress=False)
+
+
+def sharpen(task: Classify) -> Classify:
+    """A new classifier says nearly the same of every text; make its differences show."""
+    with torch.no_grad():
+        for head, factor in (("pooler", 1 if "bert" == task.model.config.family else 20), ("classifier", 40)):
+            task.model.heads[head].dense.weight.mul_(factor)
+    return task
 
 
 @pytest.fixture
@@ -52,7 +60,7 @@ def test_learns_any_number_of_labels_none_too(tiny):
     kinds = {"好": ("good",), "坏": ("bad",), "好坏": ("good", "bad"), "今": ()}
     train = [LabelledText(text, labels=labels) for text, labels in kinds.items()] * 16
     task = Classify.new([one.text for one in train], ["good", "bad"], config=tiny(), multi_label=True)
-    learn(task, train)
+    learn(task, train, steps=150, rate=3e-3)
     assert [set(one.labels) for one in task.predict(list(kinds))] == [set(labels) for labels in kinds.values()]
     assert task.evaluate(train)["accuracy"] == 1.0
     assert "majority" not in task.evaluate(train)
@@ -125,7 +133,7 @@ def test_scores_that_are_no_numbers_are_refused(untrained):
 @pytest.mark.parametrize("family", ["bert", "roformer", "gpt2"])
 @pytest.mark.parametrize("paired", [False, True])
 def test_batched_is_one_by_one_in_order_for_any_lengths(pretrained, family, paired):
-    task = Classify.load(pretrained(family), labels=["a", "b", "c"], max_length=17)
+    task = sharpen(Classify.load(pretrained(family), labels=["a", "b", "c"], max_length=17))
     pairs = TEXTS[::-1] if paired else None
     alone = [task.predict([text], [pairs[at]] if pairs else None)[0] for at, text in enumerate(TEXTS)]
     assert len({round(one.probabilities["a"], 4) for one in alone}) > 4                  # the order can be seen
@@ -168,7 +176,7 @@ def test_training_mode_is_as_it_was(untrained):
 @pytest.mark.gpu
 def test_cuda_says_what_the_cpu_says(pretrained):
     task = Classify.load(pretrained("bert"), labels=["a", "b"], max_length=17)
-    here = task.predict(TEXTS, batch_size=3)
+    here = sharpen(task).predict(TEXTS, batch_size=3)
     task.model.to("cuda")
     for one, other in zip(task.predict(TEXTS, batch_size=3), here, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
@@ -229,8 +237,10 @@ def test_settings_of_another_task_matter_only_to_who_asks_for_its_classifier(pre
     Classify.load(pretrained("bert"), labels=["a", "b"]).save(tmp_path / "task")
     (tmp_path / "task" / "manifest.json").unlink()
     settings = tmp_path / "task" / "task.json"
-    for text, says in (('{"task": "tag", "max_length": 9}', "not the settings"), ('{"task": "classify", "max_length": "9"}', "not the settings"),
-                       ("{", "can't be read"), ("[1]", "no JSON object"), ("[" * 99999, "can't be read")):
+    for text, says in (
+        ('{"task": "tag", "max_length": 9}', "not the settings"), ('{"task": "classify", "max_length": "9"}', "not the settings"),
+        ("{", "can't be read"), ("[1]", "no JSON object"), ("[" * 99999, "can't be read"),
+    ):  # fmt: skip
         settings.write_text(text, encoding="utf-8")
         with pytest.raises(CheckpointError, match=says) as caught:
             Classify.load(tmp_path / "task")
@@ -357,7 +367,7 @@ def test_loading_without_labels_needs_a_classifier(pretrained):
 @pytest.mark.parametrize("family", ["bert", "roformer"])
 def test_transformers_opens_the_saved_classifier_with_the_same_answers(pretrained, family, several, tmp_path):
     transformers = pytest.importorskip("transformers")
-    task = Classify.load(pretrained(family), labels=["甲", "乙", "丙"], multi_label=several)
+    task = sharpen(Classify.load(pretrained(family), labels=["甲", "乙", "丙"], multi_label=several))
     task.save(tmp_path / "task")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -374,7 +384,7 @@ def test_transformers_opens_the_saved_classifier_with_the_same_answers(pretraine
     theirs, wrong = (x.double().sigmoid() if several else x.double().softmax(-1) for x in (theirs, wrong))
     ours = torch.tensor([list(one.probabilities.values()) for one in task.predict(texts, pairs)])
     torch.testing.assert_close(ours, theirs.float(), atol=1e-5, rtol=0)
-    assert not torch.allclose(ours, wrong.float(), atol=1e-4)
+    assert not torch.allclose(ours, wrong.float(), atol=1e-3)
 
 
 def test_saved_settings_are_readable(untrained, tmp_path):

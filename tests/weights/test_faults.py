@@ -291,6 +291,13 @@ def test_configurations_that_cannot_be(folder, change, said):
     assert one_sentence(error.value) and time.process_time() - begin < 1
 
 
+def test_encoders_within_encoders(folder, monkeypatch):
+    """Newer Pythons parse deeper than they recurse."""
+    monkeypatch.setattr("fishpaw.weights.load._read_values", lambda where: (where / "config.json", {"fishpaw": nested(3_000)}))
+    with pytest.raises(ConfigError, match=r"config\.json: encoders within encoders"):
+        load_model(folder)
+
+
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 12, 10**9, 2**31, 10**30, -(10**30), 1e308, 1e-320, float("nan"), float("inf"), 0.5, "", "bert",
     "gpt2", "learned", "a:b", "鱼" * 999, [], [1], ["mlm"], [[]], {}, {"name": "rotary"}, {"name": 1}, {"name": "layer", "eps": "x"},

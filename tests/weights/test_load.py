@@ -132,6 +132,19 @@ def test_tensorflow_names_with_and_without_a_table_of_positions(parts, family, t
     assert same(model, make(family))
 
 
+def test_only_the_missing_table_tells_roformer_from_bert(tmp_path):
+    """The published Chinese RoFormers: TensorFlow, every name as BERT's, no factorised embedding."""
+    model = make("roformer", embedding_size=12)
+    save(model, tmp_path / "m")
+    values = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    values = {key: value for key, value in values.items() if key not in ("model_type", "architectures", "fishpaw")}
+    named = tensorflow(dict(read_folder(tmp_path / "m")))
+    loaded, report = inspect(write(tmp_path / "t", values, named))
+    assert report.reason == "its tensors are named as a roformer model's, without a table of positions" and same(loaded, model)
+    named["bert/embeddings/position_embeddings"] = torch.zeros(13, 12)
+    assert inspect(write(tmp_path / "t", values, named))[1].family == "bert"
+
+
 def test_an_untransposed_kernel_would_be_seen(parts, tmp_path):
     """The planted fault: TensorFlow's matrices taken as they lie."""
     values, tensors = parts("bert")
@@ -302,7 +315,7 @@ def test_our_own_layout_is_strict(tmp_path):
 
 
 def test_dropout_and_dtype(saved):
-    model = load_model(saved["bert"], dropout=0.3, dtype=torch.bfloat16)
+    model = load_model(saved["bert"], dropout=0.3, dtype=torch.bfloat16, heads=("pooler", {"name": "classifier", "labels": LABELS}))
     assert model.config.dropout == model.config.attention_dropout == 0.3 and not model.training
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
     assert torch.equal(model.embedding.tokens.weight, make("bert").embedding.tokens.weight.bfloat16())
@@ -348,6 +361,24 @@ def test_no_parameter_is_left_without_memory_and_none_is_shared(saved):
         tensors = [*model.parameters(), *model.buffers()]
         assert not any(value.is_meta for value in tensors)
         assert len({value.data_ptr() for value in tensors}) == len(tensors)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_matrices_that_share_memory_in_a_bin_are_apart_here(tied, tmp_path):
+    """torch.save keeps what is shared; trained apart, an untied decoder must not drag the embedding along."""
+    model = make("gpt2", tie_embeddings=tied)
+    save(model, tmp_path / "m")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_bytes((tmp_path / "m" / "config.json").read_bytes())
+    tensors = dict(read_folder(tmp_path / "m"))
+    torch.save(tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}, tmp_path / "b" / "pytorch_model.bin")
+    loaded, report = inspect(tmp_path / "b")
+    assert not report.new and not report.unused
+    before = loaded.embedding.tokens.weight.clone()
+    if not tied:
+        with torch.no_grad():
+            loaded.heads["lm"].decoder.weight.zero_()
+    assert torch.equal(loaded.embedding.tokens.weight, before) and torch.equal(before, model.embedding.tokens.weight)
 
 
 def test_training_a_loaded_model_leaves_the_file(saved):

@@ -48,6 +48,7 @@ CASES = {
     "roformer mlm": ("RoFormerForMaskedLM", ROFORMER | {"embedding_size": 13}),
     "roformer classification": ("RoFormerForSequenceClassification", ROFORMER | {"hidden_act": "relu", "num_labels": 3}),
     "roformer causal": ("RoFormerForCausalLM", ROFORMER | ONE_LAYER | {"is_decoder": True, "num_attention_heads": 5}),
+    "roformer untied": ("RoFormerForMaskedLM", ROFORMER | {"tie_word_embeddings": False, "num_attention_heads": 1, "layer_norm_eps": 1e-3}),
     "roformer backbone": ("RoFormerModel", ROFORMER | {"type_vocab_size": 1, "embedding_size": 37}),
     "gpt2 causal": ("GPT2LMHeadModel", GPT2 | {"n_inner": 29}),
     "gpt2 one layer": ("GPT2LMHeadModel", GPT2 | {"n_layer": 1, "n_head": 7, "activation_function": "relu", "layer_norm_epsilon": 1e-3}),

@@ -116,13 +116,13 @@ def test_the_old_model_is_left_alone_and_everything_else_is_kept():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_means_are_taken_in_fp32():
-    """2^11 + 1 is no number of fp16: a running sum of halves would stop there."""
+def test_means_of_halves_are_summed_in_fp32():
+    """2^11 + 1 is no number of fp16, and 2 * 60000 none either: a sum of halves would stop at the one and overflow at the other."""
     model = make("mlm").half()
     with torch.no_grad():
-        model.embedding.tokens.weight.fill_(1).mul_(torch.arange(VOCABULARY)[:, None] % 2)
-    large = add_rows(model, [[1] * 4099])
-    assert large.embedding.tokens.weight[-1].tolist() == [1.0] * 21
+        model.embedding.tokens.weight[:2] = torch.tensor([[60000.0], [1.0]])
+    larger = add_rows(model, [[0, 0, 0], [1] * 4099])
+    assert larger.embedding.tokens.weight[-2].tolist() == [60000.0] * 21 and larger.embedding.tokens.weight[-1].tolist() == [1.0] * 21
 
 
 def test_drawing_no_random_number():

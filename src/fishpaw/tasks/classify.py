@@ -181,7 +181,7 @@ class Classify:
             if found is not None and not found:
                 raise DataError(f"There is no example in {name}.", fix="Give at least one, with its label.")
         if folder is not None:
-            self._know(folder, held_out, resume)
+            self._know(folder, held_out, (options or Options()).seed, resume)
 
         def loss(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
             scores = model(rows.texts.ids, segments=self._segments(rows.texts), padding=rows.texts.keep).classes
@@ -307,12 +307,13 @@ class Classify:
             return (self.labels[target],)
         return tuple(label for label, holds in zip(self.labels, target, strict=True) if holds)
 
-    def _know(self, out: Path, held_out: Sequence[Feature] | None, resume: bool) -> None:
+    def _know(self, out: Path, held_out: Sequence[Feature] | None, seed: int, resume: bool) -> None:
         """Refuse to go on with a run that began with another model, other labels or another dev; note what this one begins with."""
         facts = {
             "labels": list(self.labels),
             "multi_label": self.multi_label,
             "max_length": self.max_length,
+            "seed": seed,
             "dev": "none" if held_out is None else fingerprint(held_out)[:16],
             "model": {**self.model.config.change({"heads": ()}).to_dict(), "starting weights": self._start},
         }

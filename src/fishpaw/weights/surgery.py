@@ -41,8 +41,8 @@ def add_rows(model: Transformer, rows: int | Sequence[Sequence[int]]) -> Transfo
     """A copy of the model with more tokens after the old ones, whose logits are unchanged.
 
     rows: how many (text.vocab.extend), each the mean of all old rows; or the old ids that each new row is the mean of, as
-    text.vocab.compound returns them. Means are taken in fp32 or better, of biases, too. The two models share no memory. Errors: DataError
-    for a count below 1, an id that the model lacks, or a new row of none.
+    text.vocab.compound returns them. Biases follow. The two models share no memory. Errors: DataError for a count below 1, an id that the
+    model lacks, or a new row of none.
     """
     old = model.config.vocab_size
     if isinstance(rows, int):
@@ -59,9 +59,8 @@ def add_rows(model: Transformer, rows: int | Sequence[Sequence[int]]) -> Transfo
     config = model.config.change({"vocab_size": old + times * len(parts)})
 
     def longer(table: Tensor) -> Tensor:
-        precise = torch.promote_types(table.dtype, torch.float32)
-        means = [table[torch.tensor(part, device=table.device)].to(precise).mean(0) for part in parts]
-        return torch.cat([table, torch.stack(means * times).to(table.dtype)])
+        means = [table[torch.tensor(part, device=table.device)].mean(0) for part in parts]       # torch adds halves up in fp32
+        return torch.cat([table, torch.stack(means * times)])
 
     return _rebuilt(model, config, longer)
 

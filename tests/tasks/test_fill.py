@@ -1,0 +1,75 @@
+"""fill: what the model itself says at each [MASK], where it stands, and who can't be asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fishpaw.errors import ConfigError, DataError
+from fishpaw.tasks.fill import fill
+from fishpaw.text.vocab import Vocab
+from fishpaw.text.wordpiece import WordPiece
+from fishpaw.weights.load import load
+
+
+@pytest.mark.parametrize("family", ["bert", "roformer"])
+def test_candidates_are_the_softmax_of_the_model_at_each_mask(pretrained, family):
+    model, tokenizer = load(pretrained(family))
+    text = "今天[MASK]很好，it's [MASK]！"
+    blanks = fill(model, tokenizer, text, top=7)
+    encoding = tokenizer.encode(text)
+    with torch.no_grad():
+        shares = model(torch.tensor([encoding.ids])).logits[0].softmax(-1)
+    places = [at for at, token in enumerate(encoding.tokens) if token == "[MASK]"]
+    assert [text[blank.start:].startswith("[MASK]") for blank in blanks] == [True, True]
+    for blank, place, other in zip(blanks, places, places[::-1], strict=True):
+        values, tokens = shares[place].topk(7)
+        assert [token for token, _ in blank.candidates] == [tokenizer.vocab.tokens[at] for at in tokens]
+        assert [share for _, share in blank.candidates] == pytest.approx(values.tolist(), abs=1e-6)
+        assert [share for _, share in blank.candidates] != pytest.approx(shares[other].topk(7).values.tolist(), abs=1e-6)    # planted
+
+
+def test_all_candidates_sum_to_one_and_rows_beyond_the_vocabulary_are_never_named(pretrained):
+    model, tokenizer = load(pretrained("bert"))
+    (blank,) = fill(model, tokenizer, "[MASK]", top=10**6)
+    assert len(blank.candidates) == tokenizer.size and sum(share for _, share in blank.candidates) == pytest.approx(1)
+    shorter = WordPiece(Vocab(tokenizer.vocab.tokens[:-9]))
+    (blank,) = fill(model, shorter, "[MASK]", top=10**6)
+    assert len(blank.candidates) == shorter.size
+
+
+def test_dropout_is_the_callers_matter_but_nothing_is_left_behind(pretrained):
+    model, tokenizer = load(pretrained("bert"))
+    assert fill(model, tokenizer, "[MASK]好") == fill(model, tokenizer, "[MASK]好")
+    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("text", "top", "kind", "says"),
+    [
+        ("今天", 5, DataError, r"no \[MASK\]"),
+        ("", 5, DataError, r"no \[MASK\]"),
+        ("[mask] [MASK", 5, DataError, r"no \[MASK\]"),
+        ("[MASK]" * 40, 5, DataError, "42 tokens, but the model has 31 positions"),
+        ("[MASK]", 0, ConfigError, "top is 0"),
+        ("[MASK]", 1.5, ConfigError, "top is 1.5"),
+        ("[MASK]", True, ConfigError, "top is True"),
+    ],
+)
+def test_what_cannot_be_filled_is_refused(pretrained, text, top, kind, says):
+    with pytest.raises(kind, match=says):
+        fill(*load(pretrained("bert")), text, top=top)
+
+
+def test_models_that_look_back_only_or_know_no_mask_are_refused(pretrained):
+    with pytest.raises(ConfigError, match="full mask"):
+        fill(*load(pretrained("bert"), mask="causal"), "[MASK]")
+    with pytest.raises(ConfigError, match="head mlm"):
+        fill(*load(pretrained("bert"), heads=("pooler",)), "[MASK]")
+    with pytest.raises(ConfigError, match=r"byte-level tokenizer has no \[MASK\]|head mlm"):
+        fill(*load(pretrained("gpt2")), "[MASK]")
+    model, tokenizer = load(pretrained("bert"))
+    with pytest.raises(ConfigError, match=r"byte-level tokenizer has no \[MASK\]"):
+        fill(model, load(pretrained("gpt2"))[1], "[MASK]")
+    with pytest.raises(DataError, match=r"'\[MASK\]' is not among"):
+        fill(model, WordPiece(Vocab(tuple(token for token in tokenizer.vocab.tokens if token != "[MASK]"))), "[MASK]")

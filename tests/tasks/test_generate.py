@@ -1,0 +1,259 @@
+"""Generate: prompts in, texts out, for byte-level BPE, a BERT that looks back only, and UniLM; streamed = whole."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fishpaw.decoding.limits import LONGEST, Limits
+from fishpaw.decoding.processors import Temperature, TopK, TopP
+from fishpaw.decoding.sample import sample, stream_sample
+from fishpaw.decoding.search import beam, greedy, stream_greedy
+from fishpaw.decoding.walk import Streamed
+from fishpaw.errors import ConfigError, DataError
+from fishpaw.tasks.generate import Generate, generator
+from fishpaw.text.vocab import SPECIAL, Vocab
+from fishpaw.text.wordpiece import WordPiece
+from fishpaw.weights.load import load
+
+KINDS = {"gpt2": None, "bert": "causal", "roformer": "unilm"}
+
+
+@pytest.fixture(params=KINDS)
+def writer(pretrained, request):
+    return Generate(*load(pretrained(request.param), mask=KINDS[request.param]))
+
+
+def by_hand(writer: Generate, text: str, count: int) -> list[int]:
+    """Greedy without a cache: the whole text through the model again for each token."""
+    tokenizer, unilm = writer.tokenizer, writer.model.mask.clock == "unilm"
+    encoding = tokenizer.encode(text)
+    ids = encoding.ids if unilm or writer.model.config.family == "gpt2" else encoding.ids[:-1]
+    made: list[int] = []
+    while len(made) < count and (not made or made[-1] not in writer.ends):
+        segments = torch.tensor([[0] * len(ids) + [1] * len(made)]) if writer.model.config.segments else None
+        with torch.no_grad():
+            logits = writer.model(torch.tensor([ids + made]), segments=segments if unilm else None).logits
+        made.append(int(logits[0, -1].argmax()))
+    return made
+
+
+# Against direct calls
+
+@pytest.mark.parametrize("text", ["今天", "好", "it's"])
+def test_greedy_is_the_model_asked_token_by_token(writer, text):
+    (found,) = greedy(writer.stepper, writer.encode([text], max_new=9), limits=writer.limits(9))
+    expected = by_hand(writer, text, 9)
+    assert list(found.tokens) == expected
+    content = expected[:-1] if expected[-1] in writer.ends else expected
+    assert writer.decode(found) == writer.tokenizer.decode(content)
+    assert found.ended is (expected[-1] in writer.ends)
+
+
+def test_a_batch_of_prompts_is_one_by_one(writer):
+    texts = ["今天气", "好", "我们去公园玩吧", ""]
+    together = greedy(writer.stepper, writer.encode(texts, max_new=7), limits=writer.limits(7))
+    alone = [greedy(writer.stepper, writer.encode([text], max_new=7), limits=writer.limits(7))[0] for text in texts]
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
+    assert len({one.tokens for one in alone}) > 1
+
+
+def test_an_end_token_that_the_model_chooses_ends_the_text(writer):
+    (end,) = writer.ends
+    head = writer.model.embedding.tokens.weight
+    with torch.no_grad():
+        head[end] = head.mean(0) + 100 * (head[end] - head.mean(0))  # its logit is now the largest, or the smallest, by far
+    lengths = set()
+    for text in ("今天", "好", "坏", "我们", "了", "，"):
+        (found,) = greedy(writer.stepper, writer.encode([text], max_new=5), limits=writer.limits(5))
+        assert list(found.tokens) == by_hand(writer, text, 5)
+        assert end not in found.content and found.closed is (found.tokens[-1] == end)
+        (longer,) = greedy(writer.stepper, writer.encode([text], max_new=5), limits=writer.limits(5, 3))
+        assert len(longer.tokens) >= 3
+        lengths.add(len(found.tokens))
+    assert lengths
+
+
+def test_equal_seeds_give_equal_samples(writer):
+    def draw(seed: int | None) -> list[str]:
+        prompt = writer.encode(["今"], max_new=8)
+        (answers,) = sample(writer.stepper, prompt, limits=writer.limits(8), n=3, processors=[Temperature(2.0)], generator=generator(seed))
+        return [writer.decode(one) for one in answers]
+
+    assert draw(1) == draw(1) != draw(2)
+    assert generator(None) is None
+
+
+def test_beams_come_best_first(writer):
+    (found,) = beam(writer.stepper, writer.encode(["今"], max_new=6), beams=4, n=3, limits=writer.limits(6))
+    assert len(found) == 3 and [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    (best,) = greedy(writer.stepper, writer.encode(["今"], max_new=6), limits=writer.limits(6))
+    (narrow,) = beam(writer.stepper, writer.encode(["今"], max_new=6), beams=1, limits=writer.limits(6))
+    assert narrow[0].tokens == best.tokens
+
+
+# Streaming
+
+def test_pieces_joined_are_the_whole_and_no_character_is_broken(writer):
+    for seed in range(12):
+        def draw(stream, seed=seed):
+            prompt = writer.encode(["今天"], max_new=20)
+            return stream(writer.stepper, prompt, limits=writer.limits(20), processors=[Temperature(3.0)], generator=generator(seed))
+
+        ((whole,),) = draw(sample)
+        pieces = list(writer.pieces(draw(stream_sample)))
+        assert "".join(pieces) == writer.decode(whole) and all(pieces)
+    prompt, limits = writer.encode(["今天"], max_new=20), writer.limits(20)
+    (whole,) = greedy(writer.stepper, prompt, limits=limits)
+    assert "".join(writer.pieces(stream_greedy(writer.stepper, prompt, limits=limits))) == writer.decode(whole)
+
+
+def stream_of(ids: list[int], end: int | None) -> list[Streamed]:
+    whole = [*ids, *([] if end is None else [end])]
+    return [Streamed(0, 0, id, 0.0, at == len(whole) - 1, at == len(whole) - 1 and end is not None) for at, id in enumerate(whole)]
+
+
+@pytest.mark.parametrize("text", ["今天好，👍🏽很好。", "é\u0301 ok", "\ufffd好\ufffd", "🤷", "a\ufffd", ""])
+@pytest.mark.parametrize("ended", [True, False])
+def test_bytes_are_held_back_until_their_character_is_whole(pretrained, text, ended):
+    writer = Generate(*load(pretrained("gpt2")))
+    ids = writer.tokenizer.encode(text).ids
+    pieces = list(writer.pieces(iter(stream_of(ids, writer.ends[0] if ended else None))))
+    assert "".join(pieces) == text
+    assert all(len(piece.replace("\ufffd", "")) <= 1 for piece in pieces) or "\ufffd" in text
+    cut = list(writer.pieces(iter(stream_of(ids[:-1], None))))
+    assert "".join(cut) == writer.tokenizer.decode(ids[:-1])
+
+
+@given(st.data())
+def test_any_bytes_stream_as_they_decode(pretrained, data):
+    if "bytes" not in WRITERS:
+        WRITERS["bytes"] = Generate(*load(pretrained("gpt2")))
+    writer = WRITERS["bytes"]
+    ids = data.draw(st.lists(st.integers(0, writer.tokenizer.size - 1), max_size=12))
+    assert "".join(writer.pieces(iter(stream_of(ids, None)))) == writer.tokenizer.decode(ids)
+
+
+WORDS = ["don", "'", "t", "##al", '"', "s", "re", "今", "天", "##天", "it", "ll", "(", ")", ".", "3", ",", "-", "##'", "[UNK]", "[MASK]"]
+
+
+def word_writer(pretrained) -> Generate:
+    if "words" not in WRITERS:
+        model, _ = load(pretrained("bert"), mask="causal")
+        WRITERS["words"] = Generate(model, WordPiece(Vocab((*SPECIAL, *WORDS[:-2]))))
+    return WRITERS["words"]
+
+
+WRITERS: dict[str, Generate] = {}
+
+
+@given(st.data())
+def test_any_words_stream_as_they_decode(pretrained, data):
+    """The blank beside a straight quote depends on the words after it: "don '" becomes "don't"."""
+    writer = word_writer(pretrained)
+    ids = [writer.tokenizer.vocab.id(word) for word in data.draw(st.lists(st.sampled_from(WORDS), max_size=14))]
+    assert "".join(writer.pieces(iter(stream_of(ids, None)))) == writer.tokenizer.decode(ids)
+
+
+def test_pieces_come_at_once_where_nothing_can_change_them(pretrained):
+    writer = word_writer(pretrained)
+    ids = [writer.tokenizer.vocab.id(word) for word in ["今", "天", "don", "'", "t", "今", "天"]]
+    assert list(writer.pieces(iter(stream_of(ids, None)))) == ["今", "天", "don", "'t今", "天"]
+
+
+# Prompts and positions
+
+@pytest.mark.parametrize("family", KINDS)
+def test_long_prompts_lose_their_beginning_and_all_positions_are_used(pretrained, family):
+    writer = Generate(*load(pretrained(family), mask=KINDS[family]))
+    random_text = "".join(random.Random(3).choices("今天气我们去", k=90))
+    limit = getattr(writer.model.position, "length", None)
+    batch = writer.encode([random_text], max_new=8)
+    if limit is None:
+        assert len(batch.ids) == 92
+        return
+    assert len(batch.ids) == limit - 8
+    whole = writer.tokenizer.encode(random_text).ids
+    kept = batch.ids.tolist()
+    assert kept == whole[-(limit - 8):] if family == "gpt2" else kept[0] == writer.tokenizer.cls_id and kept[1:] == whole[-(limit - 8):-1]
+    (found,) = greedy(writer.stepper, batch, limits=Limits(max_new=8))
+    assert len(found.tokens) == 8
+
+
+def test_positions_that_are_not_there_are_refused_in_words(pretrained):
+    gpt = Generate(*load(pretrained("gpt2")))
+    for count in (53, 10**9):
+        with pytest.raises(ConfigError, match=f"{count} new tokens, but the model has 53 positions"):
+            gpt.encode(["今天"], max_new=count)
+    assert len(gpt.encode(["今天"], max_new=52).ids) == 1
+    bert = Generate(*load(pretrained("bert"), mask="causal"))
+    assert bert.encode(["今天"], max_new=30).ids.tolist() == [bert.tokenizer.cls_id]
+    unilm = Generate(*load(pretrained("bert"), mask="unilm"))
+    assert unilm.encode(["今天"], max_new=29).ids.tolist() == [unilm.tokenizer.cls_id, unilm.tokenizer.sep_id]
+    with pytest.raises(ConfigError, match="30 new tokens, but the model has 31 positions"):
+        unilm.encode(["今天"], max_new=30)
+    (found,) = greedy(unilm.stepper, unilm.encode(["今天"], max_new=29), limits=Limits(max_new=29))
+    assert len(found.tokens) == 29
+
+
+def test_prompts_begin_as_the_model_was_trained(pretrained):
+    for family in KINDS:
+        writer = Generate(*load(pretrained(family), mask=KINDS[family]))
+        ids = writer.encode(["好"]).ids.tolist()
+        tokens = [writer.tokenizer.tokens[id] if family == "gpt2" else writer.tokenizer.vocab.tokens[id] for id in ids]
+        assert tokens == {"gpt2": ["å¥½"], "bert": ["[CLS]", "好"], "roformer": ["[CLS]", "好", "[SEP]"]}[family]
+        empty = writer.encode([""]).ids.tolist()
+        assert empty == {"gpt2": [259], "bert": ids[:1], "roformer": [ids[0], ids[-1]]}[family]
+
+
+# Mistakes, a sentence each (a field out of range never starts a search)
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda task: task.encode([]), DataError, "no list of prompts"),
+        (lambda task: task.encode("今天"), DataError, "no list of prompts"),
+        (lambda task: task.encode([3]), DataError, "not a string"),
+        (lambda task: task.encode(["今"], max_new=-1), ConfigError, "max_new is -1"),
+        (lambda task: task.limits(0), ConfigError, "max_new is 0"),
+        (lambda task: task.limits(10**9), ConfigError, f"max_new is 1000000000; allowed: a whole number, 1 to {LONGEST}"),
+        (lambda task: task.limits(3, 4), ConfigError, "min_new is 4"),
+        (lambda task: Temperature(0), ConfigError, "temperature is 0"),
+        (lambda task: Temperature(-1.0), ConfigError, "temperature is -1"),
+        (lambda task: Temperature(math.nan), ConfigError, "temperature is nan"),
+        (lambda task: TopP(0.0), ConfigError, "top_p is 0"),
+        (lambda task: TopP(1.5), ConfigError, "top_p is 1.5"),
+        (lambda task: TopK(0), ConfigError, "top_k is 0"),
+        (lambda task: generator(-1), ConfigError, "seed is -1"),
+        (lambda task: generator(2**64), ConfigError, "seed is"),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused(pretrained, call, kind, says):
+    with pytest.raises(kind, match=says) as caught:
+        call(Generate(*load(pretrained("gpt2"))))
+    assert "\n" not in str(caught.value)
+
+
+def test_top_k_beyond_the_vocabulary_keeps_all(writer):
+    prompt = writer.encode(["今"], max_new=5)
+    drawn = [sample(writer.stepper, prompt, limits=writer.limits(5), processors=filters, generator=generator(4))
+             for filters in ([TopK(10**9)], [])]
+    assert drawn[0] == drawn[1]
+
+
+def test_models_that_cannot_decode_are_refused(pretrained):
+    with pytest.raises(ConfigError, match='mask="causal"'):
+        Generate(*load(pretrained("bert")))
+    with pytest.raises(ConfigError, match="no head that scores tokens"):
+        Generate(*load(pretrained("bert"), mask="causal", heads=("pooler",)))
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_not_an_index_error(pretrained):
+    writer = word_writer(pretrained)
+    with pytest.raises(DataError, match="outside the vocabulary"):
+        list(writer.pieces(iter(stream_of([writer.tokenizer.size], None))))

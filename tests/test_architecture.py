@@ -23,7 +23,7 @@ RANKS = {
     3: "weights",
     4: "decoding train interpret",
     5: "tasks xiangqi",
-    6: "lab serve",
+    6: "lab serve demo doctor terminal",
     7: "cli",
     8: "__main__",
 }

@@ -189,10 +189,11 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     """The JSON object in a text; `where` names it in errors. Duplicate keys, other values and endless nesting are ConfigErrors."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            twice = next(key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1)
-            raise ConfigError(f"{where}: the key {twice!r} stands twice.", fix="Remove one of them.")
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                raise ConfigError(f"{where}: the key {key!r} stands twice.", fix="Remove one of them.")
+            values[key] = value
         return values
 
     try:

@@ -74,7 +74,7 @@ _BUNDLE_PART = re.compile(r"(.+)\.(index|meta|data-\d{5}-of-\d{5})")
 
 
 def _on_disk(text: str) -> Found | None:
-    path = Path(text).expanduser()
+    path = _home(text)
     try:
         if path.is_dir():
             return Found(path, "folder", text)
@@ -93,13 +93,20 @@ def _on_disk(text: str) -> Found | None:
     return None
 
 
+def _home(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:                                              # ~nobody/model, or no home directory at all
+        raise CheckpointError(f"{text}: there is no such home folder.", fix="Give the whole path.") from None
+
+
 def _looks_like_a_path(text: str) -> bool:
     return (text[0] in "./~\\" or text[-1] in "/\\" or "\\" in text or bool(PureWindowsPath(text).drive)
             or text.partition("@")[0].count("/") > 1 or text.lower().endswith((*_WEIGHT_FILES, ".ckpt", ".index")))
 
 
 def _neighbours(text: str) -> str:
-    path = Path(text).expanduser()
+    path = _home(text)
     try:
         near = difflib.get_close_matches(path.name, sorted(other.name for other in path.parent.iterdir()), n=3)
     except OSError:

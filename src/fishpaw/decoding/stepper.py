@@ -15,8 +15,8 @@ __all__ = ["TransformerStepper"]
 
 class TransformerStepper:
     """contracts.Stepper over `model`, which has a head "lm" or "mlm" and a mask that doesn't look ahead; `encoder` for a decoder that
-    reads one. Generated tokens are of segment `segment`: by default 1 with a UniLM mask, else 0. No gradients; no dropout while a call runs: the training
-    mode is put back after it. One search at a time: `start` forgets the last one.
+    reads one. Generated tokens are of segment `segment`: by default 1 with a UniLM mask, else 0. No gradients; no dropout while a call
+    runs: the training mode is put back after it. One search at a time: `start` forgets the last one.
 
     Errors: ConfigError for a model that can't decode; DataError for prompts that can't be read and for rows that reach the last position.
     """

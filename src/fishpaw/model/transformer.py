@@ -26,13 +26,14 @@ class Transformer(nn.Module):
     """A stack of blocks between an embedding and the heads that its configuration names.
 
     `recompute`: keep only each layer's input during training and compute the rest again in the backward pass (arXiv:1604.06174);
-    slower by about a third, memory no longer grows with what a layer makes.
+    slower by about a third, memory no longer grows with what a layer makes. `origin`: the hub id and commit that the weights are from.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
+        self.origin: str | None = None
         self.mask: Mask = switch.build("masks", config.mask, config)
         self.position: Position = switch.build("positions", config.position, config)
         self.embedding = Embedding(config)

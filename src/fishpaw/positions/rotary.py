@@ -11,6 +11,7 @@ from torch import Tensor
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
 from fishpaw.errors import ConfigError
+from fishpaw.positions.sinusoidal import check_theta
 
 __all__ = ["Rotary", "angles", "build", "turn_pairs"]
 
@@ -23,6 +24,7 @@ class Rotary(Position):
 
     def __init__(self, size: int, theta: float, turn: Turn) -> None:
         super().__init__()
+        check_theta(theta)
         if size % 2:
             raise ConfigError(f"head_size {size} is odd, but rotary positions turn pairs.", fix="Make it even, or choose another position.")
         self.size = size

@@ -64,7 +64,7 @@ def fit(
     loss: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]],
     collate: Callable[[list[Example]], Any],
     options: Options,
-    length: Callable[[Example], int] = len,  # type: ignore[assignment]
+    length: Callable[[Example], int] = len,  # type: ignore[assignment]  # examples have a length, or this is given
     out: str | Path | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     monitor: str = "accuracy",

@@ -149,7 +149,7 @@ def inspect(
         raise error if config != before else _named(path, error) from None
     origin = f"{found.name}@{found.revision}" if found.source == "hub" else values.get("origin")
     origin = origin if isinstance(origin, str) and _ORIGIN.fullmatch(origin) else None
-    object.__setattr__(model, "origin", origin)                   # save writes it down
+    model.origin = origin                                         # save writes it down
     nonfinite = tuple(find_nonfinite(dict(model.named_parameters())))
     return model, Report(config.family, reason, config, folder, origin, new, unused, nonfinite, tuple(notes))
 

@@ -36,9 +36,8 @@ def save(model: Transformer, folder: str | Path, tokenizer: Saveable | None = No
     older model is untouched.
     """
     values, tensors = export(model.config, model.state_dict())
-    origin = getattr(model, "origin", None)
-    if origin is not None:
-        values["origin"] = origin
+    if model.origin is not None:
+        values["origin"] = model.origin
     with folder_atomic(folder) as new:
         (new / "config.json").write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n")
         write_safetensors(tensors, new / "model.safetensors")

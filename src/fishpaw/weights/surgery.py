@@ -91,5 +91,5 @@ def _rebuilt(model: Transformer, config: ModelConfig, change: Callable[[Tensor],
     for name, value in other.named_parameters():
         value.requires_grad_(learned[name])
     other.recompute = model.recompute
-    object.__setattr__(other, "origin", getattr(model, "origin", None))
+    other.origin = model.origin
     return other.train(model.training)

@@ -123,7 +123,7 @@ def train_classify(
     steps: Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a batch.")] = 32,
     accumulate: Annotated[int, typer.Option(help="Batches an update.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 5e-4.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")] = None,
     warmup: Annotated[float, typer.Option(help="Share of the steps that lead up to it.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01,
     max_length: Annotated[int, typer.Option(help="Tokens a text; longer ones are cut on the right.")] = 128,
@@ -146,7 +146,7 @@ def train_classify(
         raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
-        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 5e-4,
+        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 1e-3,
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip

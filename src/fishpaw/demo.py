@@ -51,14 +51,14 @@ def demo(say: Callable[[str], None], *, out: Path, data: Path | None = None, see
     mixed = list(found.train)
     random.Random(seed).shuffle(mixed)
     held = min(400, max(40, len(mixed) // 20))
-    if len(mixed) > 4000:                                            # as many as a minute reads
-        mixed = mixed[: 4000 + held]
+    if len(mixed) > 12_000:                                            # as many as a minute reads
+        mixed = mixed[: 12_000 + held]
     dev, train = mixed[:held], mixed[held:]
     task = Classify.new([one.text for one in train], ["neg", "pos"], max_length=64, seed=seed)
     size = sum(parameter.numel() for parameter in task.model.parameters())
     say(f"Model: a RoFormer of {task.model.config.layers} layers, {size / 1e6:.1f} million parameters, from random values.")
-    count = steps or (150 if len(train) < 1000 else 240)
-    options = Options(steps=count, batch_size=32, learning_rate=5e-4, evaluate_every=max(1, count // 6), seed=seed, log_every=1)
+    count = steps or (150 if len(train) < 1000 else 400)
+    options = Options(steps=count, batch_size=32, learning_rate=1e-3, evaluate_every=max(1, count // 6), seed=seed, log_every=1)
 
     def report(record: dict[str, Any]) -> None:
         if (line := curve(record)) is not None:

@@ -336,17 +336,16 @@ class Classify:
 
 
 def small(vocab_size: int) -> ModelConfig:
-    """A RoFormer that learns in minutes on a laptop: 4 layers of 256."""
+    """A RoFormer that learns in minutes on a laptop: 2 layers of 128."""
     return ModelConfig(
         family="roformer",
         vocab_size=vocab_size,
-        hidden_size=256,
-        layers=4,
+        hidden_size=128,
+        layers=2,
         attention_heads=4,
-        intermediate_size=1024,
+        intermediate_size=512,
         position="rotary",
-        max_positions=512,
-        norm={"name": "layer", "eps": 1e-12},
+        dropout=0.2,
     )
 
 

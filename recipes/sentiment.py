@@ -18,7 +18,6 @@ from pathlib import Path
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from fishpaw.config import ModelConfig
 from fishpaw.demo import reviews
 from fishpaw.metrics import accuracy, majority_accuracy
 from fishpaw.tasks.classify import Classify
@@ -46,16 +45,6 @@ print(f"character bigrams, TF-IDF      {baseline:.4f}", flush=True)
 
 scores = []
 for seed in [int(seed) for seed in arguments.seeds.split(",")]:
-    config = ModelConfig(
-        family="roformer",
-        vocab_size=1,                                            # set by Classify.new: the characters of the training reviews
-        hidden_size=128,
-        layers=2,
-        attention_heads=4,
-        intermediate_size=512,
-        position="rotary",
-        dropout=0.2,
-    )
     options = Options(
         epochs=5,
         steps=4 if arguments.smoke else None,
@@ -65,7 +54,7 @@ for seed in [int(seed) for seed in arguments.seeds.split(",")]:
         seed=seed,
         save_seconds=60,
     )
-    task = Classify.new([one.text for one in train], labels, config=config, max_length=128, seed=seed)
+    task = Classify.new([one.text for one in train], labels, max_length=128, seed=seed)
     result = task.fit(train, options=options, out=arguments.out / f"seed{seed}")
     figures = task.evaluate(unseen)
     scores.append(figures["accuracy"])

@@ -397,6 +397,15 @@ def test_convert(fishpaw_, models, files):
     refused(fishpaw_("convert", files.folder / "nowhere", files.folder / "x"), "no such file or folder")
 
 
+def test_convert_of_a_folder_that_was_changed(fishpaw_, models, files):
+    fishpaw_("convert", models / "bert", files.folder / "new")
+    with open(files.folder / "new" / "config.json", "ab") as config:
+        config.write(b"\n")
+    refused(fishpaw_("convert", files.folder / "new", files.folder / "out"), "config.json: .* bytes, but manifest.json says")
+    assert fishpaw_("convert", "--no-verify", files.folder / "new", files.folder / "out").code == 0
+    assert fishpaw_("convert", files.folder / "out", files.folder / "again").code == 0
+
+
 # Mistakes
 
 def data_mistakes(write) -> dict[str, tuple[object, str]]:

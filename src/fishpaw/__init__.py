@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from fishpaw.config import ModelConfig as ModelConfig
     from fishpaw.errors import FishpawError as FishpawError
     from fishpaw.model.transformer import Transformer as Transformer
+    from fishpaw.tasks.encode import encode as encode
     from fishpaw.weights.load import load as load
     from fishpaw.weights.load import load_model as load_model
     from fishpaw.weights.save import save as save
 
-__all__ = ["FishpawError", "ModelConfig", "Transformer", "__version__", "load", "load_model", "save", "tasks"]
+__all__ = ["FishpawError", "ModelConfig", "Transformer", "__version__", "encode", "load", "load_model", "save", "tasks"]
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _PLACES = {                                                          # public na
     "FishpawError": ("fishpaw.errors", "FishpawError"),
     "ModelConfig": ("fishpaw.config", "ModelConfig"),
     "Transformer": ("fishpaw.model.transformer", "Transformer"),
+    "encode": ("fishpaw.tasks.encode", "encode"),
     "load": ("fishpaw.weights.load", "load"),
     "load_model": ("fishpaw.weights.load", "load_model"),
     "save": ("fishpaw.weights.save", "save"),

@@ -51,6 +51,8 @@ predict_app = typer.Typer(no_args_is_help=True, help="Apply a trained task to te
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(predict_app, name="predict")
+export_app = typer.Typer(no_args_is_help=True, help="Write a model for another program.")
+app.add_typer(export_app, name="export")
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a file, a TensorFlow checkpoint or a hub id (owner/name@revision).")]
 Data = Annotated[str, typer.Option("--data", "-d", help="A .tsv, .csv, .jsonl or .txt file, also .gz; - reads standard input.")]
@@ -316,6 +318,7 @@ def convert(
     model: Annotated[str, typer.Argument(help="A folder, a file, a TensorFlow checkpoint or a hub id.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     family: Annotated[str | None, typer.Option(help="bert, roformer or gpt2, where the checkpoint doesn't tell.")] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Read a folder whose manifest no longer fits, as you changed it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write any checkpoint that can be read as a folder with safetensors and a manifest, which transformers opens, too."""
@@ -324,7 +327,7 @@ def convert(
     from fishpaw.weights.load import inspect
     from fishpaw.weights.save import save
 
-    loaded, report = inspect(model, family=family)
+    loaded, report = inspect(model, family=family, verify=not no_verify)
     for note in report.notes:
         tell(f"fishpaw: {note}")
     try:
@@ -335,6 +338,45 @@ def convert(
     save(loaded, out, tokenizer)
     write_figures({"family": report.family, "reason": report.reason, "new": len(report.new), "unused": len(report.unused),
                     "nonfinite": len(report.nonfinite), "model": str(out)}, as_json)
+
+
+@export_app.command("onnx")
+def export_onnx(
+    model: Annotated[str, typer.Argument(help="A folder, a file, a TensorFlow checkpoint or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write: graph, config.json, tokenizer, manifest.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Products in int8: under half the size, 2 to 3 times as fast.")] = False,
+    heads: Annotated[str | None, typer.Option(help='By commas, "" for hidden states only; default: all that the checkpoint holds.')] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an ONNX graph for serving, and say how near its outputs come to the model's; one that strays is not kept."""
+    from fishpaw.errors import CheckpointError
+    from fishpaw.switch import nearest, spec_name
+    from fishpaw.text.load import load_tokenizer
+    from fishpaw.weights.load import inspect
+    from fishpaw.weights.onnx import export, export_int8, require
+
+    require()
+    loaded, report = inspect(model)
+    for note in report.notes:
+        tell(f"fishpaw: {note}")
+    if heads is not None:
+        held = {spec_name(head): head for head in loaded.config.heads}
+        asked = [name for name in (part.strip() for part in heads.split(",")) if name]
+        for name in asked:
+            if name not in held:
+                raise ConfigError(f"The model has no head {name!r}.", fix=nearest(name, sorted(held)))
+        loaded.set_heads([held[name] for name in asked])
+    try:
+        tokenizer = load_tokenizer(report.folder)
+    except CheckpointError as error:
+        tokenizer = None
+        tell(f"fishpaw: without a tokenizer: {error}")
+    tell("fishpaw: tracing the model; half a minute for a BERT-base")
+    made = (export_int8 if int8 else export)(loaded, out, tokenizer)
+    figures = {"file": str(made.file), "bytes": made.size, "inputs": made.inputs, "outputs": made.outputs, "difference": made.difference,
+               "cosine": made.cosine, "least_cosine": made.least_cosine}  # fmt: skip
+    shown = {"inputs": ", ".join(made.inputs), "outputs": ", ".join(made.outputs), "difference": f"{made.difference:.1e}"}
+    write_figures(figures if as_json else {**figures, **shown}, as_json)
 
 
 # What the verbs read

@@ -127,10 +127,11 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Roughly how many parameters the sizes ask for (tables and matrices; no biases, norms or heads)."""
+        """Roughly how many parameters the sizes ask for (matrices and the tables of tokens; no positions, biases, norms or heads)."""
         attention = 2 * self.hidden_size * self.width * (self.attention_heads + self.keys)
         layer = attention * (2 if self.encoder else 1) + 2 * self.hidden_size * self.intermediate_size
-        return (self.vocab_size + self.segments + self.max_positions) * self.embedding + self.layers * layer
+        inner = self.encoder.parameters if self.encoder else 0
+        return (self.vocab_size + self.segments) * self.embedding + self.layers * layer + inner
 
     def change(self, changes: Mapping[str, Any]) -> ModelConfig:
         """A copy with other values; unknown names are errors."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from fishpaw.errors import ConfigError
 
@@ -143,15 +144,21 @@ class Batch:
 
     @classmethod
     def packed(
-        cls, sequences: Sequence[Tensor], *, segments: Sequence[Tensor] | None = None, condition: Tensor | None = None
+        cls,
+        sequences: Sequence[Tensor],
+        *,
+        segments: Sequence[Tensor] | None = None,
+        positions: Sequence[Tensor] | None = None,
+        condition: Tensor | None = None,
     ) -> Batch:
         """Sequences [t_i] of any lengths, without padding: one after another in flat order, longest first, in rectangles of similar
         length for attention. `first` and `row` keep the order given. Empty sequences are refused."""
         lengths = [len(sequence) for sequence in sequences]
         if not lengths or min(lengths) == 0:
             raise ValueError(f"packed needs sequences of at least one token, got lengths {lengths[:20]}.")
-        if segments is not None and [len(one) for one in segments] != lengths:
-            raise ValueError(f"segments of lengths {[len(one) for one in segments][:20]} for sequences of {lengths[:20]}: make them equal.")
+        for name, given in (("segments", segments), ("positions", positions)):
+            if given is not None and [len(one) for one in given] != lengths:
+                raise ValueError(f"{name} of lengths {[len(one) for one in given][:20]} for sequences of {lengths[:20]}: make them equal.")
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         device = sequences[0].device
         grids, rows, start = [], [], 0
@@ -165,7 +172,8 @@ class Batch:
             else:
                 index = (width.cumsum(0) - width)[:, None] + column.clamp_max(width[:, None] - 1)
                 grids.append(Grid(b, t, start, index, keep.flatten().nonzero().squeeze(1)))
-            rows.append(Rows(column, column, column, keep))
+            position = column if positions is None else pad_sequence([positions[i] for i in group], batch_first=True)
+            rows.append(Rows(column, position, column, keep))
             start += int(sum(lengths[i] for i in group))
         offsets = torch.zeros(len(lengths), dtype=torch.long)
         offsets[order] = torch.tensor([0, *[lengths[i] for i in order[:-1]]]).cumsum(0)
@@ -228,7 +236,10 @@ class Batch:
 
 class Position(nn.Module):
     """Where a token stands, for those who need it. One a model, shared by its layers. Override what the position uses: the identity
-    otherwise; `hooks` tells which. Facts come as explicit tensors: order and length are never inferred."""
+    otherwise; `hooks` tells which. Facts come as explicit tensors: order and length are never inferred. `length`: how many positions there
+    are, None for any number."""
+
+    length: int | None = None
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         """x [n e], pos [n] -> [n e]: added to the embeddings."""
@@ -256,8 +267,7 @@ class Position(nn.Module):
 
     def hooks(self) -> frozenset[str]:
         """The hooks that this position overrides."""
-        names = ("embed", "rotate", "bias", "score", "mix")
-        return frozenset(name for name in names if getattr(type(self), name) is not getattr(Position, name))
+        return _overridden(type(self))
 
 
 @dataclass(frozen=True)
@@ -344,8 +354,9 @@ class Attention(nn.Module):
         """q [b h q d]; new k, v [b g m d] (g divides h), None where the memory has them all."""
         raise NotImplementedError
 
-    def memory(self) -> Memory:
-        """An empty memory for one sequence of steps. ConfigError where the kernel can't decode step by step."""
+    def memory(self, room: int | None = None) -> Memory:
+        """An empty memory for one sequence of steps, with room for that many keys a prompt before it grows. ConfigError where the
+        kernel can't decode step by step."""
         raise ConfigError(f"The attention {type(self).__name__} can't decode step by step.", fix="Use attention 'softmax'.")
 
 
@@ -382,6 +393,12 @@ class Stepper(Protocol):
 
     def compact(self) -> None:
         """Forget stored keys that no live row descends from."""
+
+
+@cache
+def _overridden(kind: type[Position]) -> frozenset[str]:
+    names = ("embed", "rotate", "bias", "score", "mix")
+    return frozenset(name for name in names if getattr(kind, name) is not getattr(Position, name))
 
 
 def _groups(order: list[int], lengths: list[int]) -> list[list[int]]:

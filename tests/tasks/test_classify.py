@@ -13,6 +13,7 @@ import torch
 from fishpaw.config import ModelConfig
 from fishpaw.data.labelled import LabelledText
 from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
+from fishpaw.files import lock
 from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.classify import Classify, pairs_of, small
 from fishpaw.text.learn import characters
@@ -169,8 +170,15 @@ def test_a_new_model_whose_mask_looks_back_pools_its_last_token(tiny, mask):
 
 def test_training_mode_is_as_it_was(untrained):
     untrained.model.train()
+    untrained.model.embedding.eval()                                                       # frozen: it must not wake up
+    modes = [module.training for module in untrained.model.modules()]
     first = untrained.predict(["好"])
-    assert untrained.model.training and untrained.predict(["好"]) == first
+    assert untrained.predict(["好"]) == first
+    assert [module.training for module in untrained.model.modules()] == modes and len({*modes}) == 2
+    untrained.model.embedding.forward = None                                               # an exception in the middle
+    with pytest.raises(TypeError):
+        untrained.predict(["好"])
+    assert [module.training for module in untrained.model.modules()] == modes
 
 
 @pytest.mark.gpu
@@ -238,8 +246,9 @@ def test_settings_of_another_task_matter_only_to_who_asks_for_its_classifier(pre
     (tmp_path / "task" / "manifest.json").unlink()
     settings = tmp_path / "task" / "task.json"
     for text, says in (
-        ('{"task": "tag", "max_length": 9}', "not the settings"), ('{"task": "classify", "max_length": "9"}', "not the settings"),
-        ("{", "can't be read"), ("[1]", "no JSON object"), ("[" * 99999, "can't be read"),
+        ('{"task": "tag", "max_length": 9}', "doesn't hold the settings"),
+        ('{"task": "classify", "max_length": "9"}', "doesn't hold the settings"),
+        ("{", "can't be read"),
     ):  # fmt: skip
         settings.write_text(text, encoding="utf-8")
         with pytest.raises(CheckpointError, match=says) as caught:
@@ -297,6 +306,25 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(toy, tiny, tmp_p
     with pytest.raises(CheckpointError, match="starting weights was"):                     # same shapes, other values
         begin(seed=1).fit(toy(40), toy(10), options=BRIEF, out=tmp_path)
     assert task.fit(train, dev, options=BRIEF, out=tmp_path, resume=False).resumed_from is None
+
+
+def test_who_finds_the_folder_taken_does_not_touch_the_run_in_it(toy, tiny, tmp_path):
+    def begin(seed: int = 0) -> Classify:
+        return Classify.new([one.text for one in toy(40)], ["neg", "pos"], config=tiny(), max_length=24, seed=seed)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record: dict) -> None:
+        if record["event"] == "step" and record["step"] == 5:
+            raise Stop
+
+    options = replace(BRIEF, steps=8, save_every=1)
+    with pytest.raises(Stop):
+        begin().fit(toy(40), toy(10), options=options, out=tmp_path, report=stop)
+    with lock(tmp_path / "training"), pytest.raises(FishpawError, match="is writing there"):
+        begin(seed=1).fit(toy(40), options=options, out=tmp_path, resume=False)
+    assert begin().fit(toy(40), toy(10), options=options, out=tmp_path).resumed_from == 4
 
 
 # Mistakes

@@ -38,10 +38,15 @@ def test_all_candidates_sum_to_one_and_rows_beyond_the_vocabulary_are_never_name
     assert len(blank.candidates) == shorter.size
 
 
-def test_dropout_is_the_callers_matter_but_nothing_is_left_behind(pretrained):
-    model, tokenizer = load(pretrained("bert"))
-    assert fill(model, tokenizer, "[MASK]好") == fill(model, tokenizer, "[MASK]好")
-    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
+def test_no_dropout_falls_on_an_answer_and_nothing_is_left_behind(pretrained):
+    model, tokenizer = load(pretrained("bert"), dropout=0.5)
+    answer = fill(model, tokenizer, "[MASK]好")
+    model.train()
+    model.embedding.eval()
+    modes = [module.training for module in model.modules()]
+    assert fill(model, tokenizer, "[MASK]好") == answer
+    assert [module.training for module in model.modules()] == modes and len({*modes}) == 2
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(

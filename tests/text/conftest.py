@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import random
@@ -41,6 +42,29 @@ def naive_encode():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.naive_encode
+
+
+@pytest.fixture(scope="session")
+def google_vocab(data_folder):
+    return Vocab.load(data_folder / "vocab" / "uer" / "google_zh_vocab.txt")
+
+
+@pytest.fixture(scope="session")
+def real_lines(data_folder):
+    """20,000 lines of four corpora: laws, technical prose with code, poems, and news with classical Chinese."""
+    lines, count = [], 20_000
+    for name in ("laws_lawrefbook/docs.jsonl", "oi_wiki/docs.jsonl", "chinese_poetry/poems.jsonl", "classical_modern_bitext/docs.jsonl"):
+        path, quota = data_folder / "corpus" / name, []
+        opened = gzip.open(f"{path}.gz", "rt", encoding="utf-8") if not path.exists() else path.open(encoding="utf-8")
+        with opened as records:
+            for record in records:
+                fields = [value for value in json.loads(record).values() if isinstance(value, str)]
+                quota += [line for value in fields for line in value.split("\n") if line.strip()]
+                if len(quota) >= count // 4:
+                    break
+        lines += quota[:count // 4]
+    assert len(lines) == count
+    return lines
 
 
 @pytest.fixture(params=OPTIONS, ids=lambda option: "-".join(f"{key}={value}" for key, value in option.items()))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import gzip
-import json
 import pickle
 import random
 import time
@@ -209,27 +207,9 @@ def test_transformers_cuts_pairs_alike(vocab, tmp_path, side, hard_lines):
             assert (got.ids, got.segments) == (want["input_ids"], want["token_type_ids"])
 
 
-def real_lines(folder, count):
-    """Lines of four corpora: laws, technical prose with code, poems, and news with classical Chinese."""
-    lines = []
-    for name in ("laws_lawrefbook/docs.jsonl", "oi_wiki/docs.jsonl", "chinese_poetry/poems.jsonl", "classical_modern_bitext/docs.jsonl"):
-        path, quota = folder / "corpus" / name, []
-        opened = gzip.open(f"{path}.gz", "rt", encoding="utf-8") if not path.exists() else path.open(encoding="utf-8")
-        with opened as records:
-            for record in records:
-                fields = [value for value in json.loads(record).values() if isinstance(value, str)]
-                quota += [line for value in fields for line in value.split("\n") if line.strip()]
-                if len(quota) >= count // 4:
-                    break
-        lines += quota[:count // 4]
-    return lines
-
-
 @pytest.mark.parity
-def test_twenty_thousand_real_lines_are_transformers_id_for_id(data_folder, tmp_path):
-    vocab = Vocab.load(data_folder / "vocab" / "uer" / "google_zh_vocab.txt")
-    lines = real_lines(data_folder, 20_000)
-    assert len(lines) == 20_000
+def test_twenty_thousand_real_lines_are_transformers_id_for_id(real_lines, google_vocab, tmp_path):
+    lines, vocab = real_lines, google_vocab
     tokenizer = WordPiece(vocab)
     theirs = saved_for_transformers(tokenizer, tmp_path)
     want = theirs(lines, return_offsets_mapping=True)

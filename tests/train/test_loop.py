@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from fishpaw.data.order import Order
-from fishpaw.errors import CheckpointError, DataError, FishpawError
+from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
 from fishpaw.files import lock
 from fishpaw.train.randomness import Randomness
 
@@ -222,6 +223,30 @@ def test_random_states_handlers_and_threads_of_the_caller_stay(toy: ModuleType) 
     assert states() == before and [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_what_else_a_run_depends_on_is_kept_with_it_and_compared(toy: ModuleType, tmp_path: Path) -> None:
+    given = {"labels": ("neg", "pos"), "model": {"width": 13}, "dev": None}
+    toy.train(tmp_path, identity=given)
+    assert toy.train(tmp_path, identity={**given, "labels": ["neg", "pos"]})[1].resumed_from == 32           # a tuple is a list
+    differing = r"dev was None, now b; labels was \['neg', 'pos'\], now \['pos'\]; model: width was 13, now 17"
+    with pytest.raises(CheckpointError, match=differing):
+        toy.train(tmp_path, identity={"labels": ("pos",), "model": {"width": 17}, "dev": "b"})
+    with pytest.raises(CheckpointError, match=r"labels was .*, now None.* start anew \(resume=False; --restart\)"):
+        toy.train(tmp_path)
+    for wrong, says in (({"data": 1}, "identity names data"), ({"a": {1, 2}}, "can't be written as JSON"), ({"a": math.nan}, "JSON")):
+        with pytest.raises(ConfigError, match=says):
+            toy.train(tmp_path, identity=wrong)
+
+
+def test_who_is_refused_by_the_lock_leaves_all_as_it_was(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        toy.train(tmp_path, identity={"dev": "a"}, loss=deadly(toy, 20))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with lock(tmp_path / "training"), pytest.raises(FishpawError, match="is writing there"):
+        toy.train(tmp_path, identity={"dev": "b"}, resume=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert toy.train(tmp_path, identity={"dev": "a"})[1].resumed_from == 10
+
+
 def test_no_examples_is_one_sentence(toy: ModuleType) -> None:
     with pytest.raises(DataError, match="No examples to train on"):
         toy.train(None, examples=[])
@@ -233,6 +258,16 @@ def test_parts_of_epochs_and_steps(toy: ModuleType) -> None:
         _, result = toy.train(None, dataclasses.replace(toy.OPTIONS, **changes))
         assert steps is None or result.step == steps
     assert round(result.history[-1]["epoch"], 9) == 4                     # with a token budget, epochs differ in steps, and still end
+
+
+@pytest.mark.timeout(20)
+def test_many_epochs_are_multiplied_and_not_counted(toy: ModuleType) -> None:
+    def stop(record: dict[str, Any]) -> None:
+        assert record["steps"] == 8 * 10**8 + 4                           # 101 examples, 7 a batch, 2 batches an update
+        raise Killed
+
+    with pytest.raises(Killed):
+        toy.train(None, dataclasses.replace(toy.OPTIONS, epochs=1e8 + 0.5), report=stop)
 
 
 def kill(*arguments: str) -> dict[str, Any]:

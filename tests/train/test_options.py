@@ -27,6 +27,13 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: Any) -> None:
         Options(**{name: value})
 
 
+def test_epochs_that_must_be_counted_one_by_one_are_bounded() -> None:
+    with pytest.raises(ConfigError, match=r"epochs is 1001: with a token budget .* 1000 at most\. Give steps"):
+        Options(epochs=1001, token_budget=50)
+    assert Options(epochs=1e8).epochs == Options(epochs=1e8, steps=5, token_budget=50).epochs == 1e8
+    assert Options(epochs=1000, token_budget=50).epochs == 1000
+
+
 def test_options_without_effect_are_options() -> None:
     assert Options().__dataclass_fields__.keys() >= WITHOUT_EFFECT
 

@@ -124,6 +124,7 @@ def count(kind: str, seed: int, reader: str) -> dict[str, object]:
         target, victim = prepare(kind, Path(name))
         whole = victim.read_bytes()
         dict(read_tensors(target))
+        concerned = list(Path(name).iterdir()) if kind == "index" else [victim]         # it points to places in the other, wrong ones too
         before = peak()
         limit_memory(2**31)
         for _ in range(CASES):
@@ -134,7 +135,8 @@ def count(kind: str, seed: int, reader: str) -> dict[str, object]:
                 counts["loaded"] += 1
             except FishpawError as error:
                 counts["refused"] += 1
-                assert name in str(error) and len(str(error)) < 1_000, error
+                said = str(error)
+                assert len(said) < 1_000 and any(file.name in said.replace(name, "") for file in concerned), said
             except Exception as error:                             # counting these is the purpose
                 others[f"{type(error).__name__}: {str(error)[:100]}"] += 1
         return {"loaded": counts["loaded"], "refused": counts["refused"], "others": others, "grown": peak() - before}

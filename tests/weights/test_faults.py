@@ -16,6 +16,7 @@ Which test shows which accident, for loading and saving:
 12  a wrong config.json              here: configurations_that_cannot_be, mutated_configurations
 13  a config.json that names code    here: auto_map_is_never_run, code_in_our_own_fields
 14  files outside the folder         test_formats: shards_outside_the_folder_are_refused; here: shards_and_links_that_lead_out
+                                     test_places: links of bundles, pipes
 15  archives                         here: archives_are_not_unpacked
 16  a full disk while saving         test_files: a_full_disk_leaves_the_old_folder; here: a_full_disk_while_a_model_is_saved
 17  a kill while saving              test_files: a_kill_at_any_step_leaves_old_or_new; here: a_save_that_died_is_settled_by_the_next_load
@@ -66,6 +67,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "saved"
     tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"零一二三四五六七八九十百千万亿兆京垓")
     save(Transformer(CONFIG), folder, WordPiece(Vocab(tokens)))
+    load_model(folder)                                             # the first in a process takes a second longer: torch imports for meta
     return folder
 
 
@@ -268,6 +270,8 @@ def nested(depth: int) -> dict[str, Any]:
     ({"num_attention_heads": 5}, "hidden_size 12 is not a multiple of attention_heads 5"),
     ({"num_hidden_layers": 10**9}, "layers is 1000000000"), ({"num_hidden_layers": 9_000}, "layers is 9000"),
     ({"hidden_size": 3 * 2**14}, "asks for about"), ({"vocab_size": 2**31 - 1}, "asks for"),
+    ({"max_position_embeddings": 2**31 - 1}, "asks for about 25,769,8"),
+    ({"fishpaw": {"embedding_size": 2**31 - 1, "max_positions": 2**31 - 1, "vocab_size": 1, "segments": 0}}, "max_positions is 2147483647"),
     ({"hidden_size": "12"}, "hidden_size is '12'"), ({"hidden_size": 12.0}, "hidden_size is 12.0"),
     ({"vocab_size": -1}, "vocab_size is -1"), ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
     ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"), ({"hidden_dropout_prob": float("nan")}, "dropout is nan"),

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from fishpaw import hub
 from fishpaw.config import ModelConfig
+from fishpaw.contracts import Position
 from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.hub import Found
 from fishpaw.model.transformer import Transformer
+from fishpaw.positions.sinusoidal import sinusoids
 from fishpaw.text.vocab import Vocab
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.weights.formats import read_folder, write_safetensors
-from fishpaw.weights.load import inspect, load, load_model
+from fishpaw.weights.load import inspect, load, load_model, tell
 from fishpaw.weights.save import save
 
 BUNDLES = Path(__file__).resolve().parent / "bundles"
@@ -204,6 +206,13 @@ def test_heads_that_we_lack_are_listed_as_unused(parts, tmp_path, caplog):
         load_model(folder)
     assert "a bert model, because config.json says model_type 'bert'" in caplog.text
     assert "2 tensors are not used: qa_outputs.bias, qa_outputs.weight" in caplog.text
+    said = caplog.text
+    with caplog.at_level(logging.INFO, "fishpaw"):
+        caplog.clear()
+        found = inspect(folder)[1]
+        assert caplog.text == ""
+        tell(found)                                                # what load_model wrote
+    assert [line.split("load.py")[0] for line in caplog.text.splitlines()] == [line.split("load.py")[0] for line in said.splitlines()]
 
 
 @pytest.mark.parametrize("architecture", ["BertForTokenClassification", None])
@@ -361,6 +370,46 @@ def test_no_parameter_is_left_without_memory_and_none_is_shared(saved):
         tensors = [*model.parameters(), *model.buffers()]
         assert not any(value.is_meta for value in tensors)
         assert len({value.data_ptr() for value in tensors}) == len(tensors)
+
+
+class Waves(Position):
+    """A table that is computed, and a number that counts nothing."""
+
+    def __init__(self, length: int, size: int, persistent: bool) -> None:
+        super().__init__()
+        self.register_buffer("table", sinusoids(torch.arange(length), size).float(), persistent=persistent)
+        self.register_buffer("first", torch.zeros((), dtype=torch.int64), persistent=persistent)
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:
+        return x + self.table[pos + self.first]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_buffers_that_the_file_lacks_are_computed(saved, persistent, dtype):
+    """They hold nothing learned: neither missing nor new. fp32 equals fishpaw's own sinusoidal position but for its fp64."""
+    changes: dict[str, Any] = {"position": lambda config: Waves(config.max_positions, config.embedding, persistent)}
+    model, report = inspect(saved["bert"], changes=changes, dtype=dtype)
+    other, _ = inspect(saved["bert"], changes={"position": "sinusoidal"}, dtype=dtype)
+    assert report.new == () and not any(value.is_meta for value in model.buffers())
+    assert model.position.table.dtype == dtype and model.position.first.dtype == torch.int64
+    ids = torch.arange(13)[None]
+    with torch.no_grad():
+        found, wanted, plain = (one(ids, all_hidden=True).all_hidden[0] for one in (model, other, load_model(saved["bert"], dtype=dtype)))
+        assert model(ids).hidden.isfinite().all()
+    torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 0, rtol=0)
+    assert (found - plain).abs().max() > 0.1
+
+
+def test_buffers_that_the_file_holds_are_read(tmp_path):
+    """Written by hand: a config file can't name a part of your own."""
+    model = Transformer(ModelConfig(**SIZES, position=lambda config: Waves(13, 12, True)))
+    model.position.table.mul_(2)
+    model.position.first.add_(3)
+    values = {"model_type": "fishpaw", "fishpaw": ModelConfig(**SIZES).to_dict()}
+    folder = write(tmp_path / "m", values, dict(model.state_dict()))
+    back, report = inspect(folder, changes={"position": lambda config: Waves(13, 12, True)})
+    assert same(back, model) and back.position.first.item() == 3 and not report.new and not report.unused
 
 
 @pytest.mark.parametrize("tied", [False, True])

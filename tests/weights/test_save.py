@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fishpaw.config import ModelConfig
-from fishpaw.errors import ConfigError
+from fishpaw.contracts import Batch
+from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.files import verify_manifest
 from fishpaw.model.transformer import Transformer
 from fishpaw.text.vocab import Vocab
 from fishpaw.text.wordpiece import WordPiece
-from fishpaw.weights.formats import read_folder
+from fishpaw.weights.formats import read_folder, write_safetensors
 from fishpaw.weights.load import inspect, load_model
 from fishpaw.weights.save import export, save
 
@@ -64,6 +65,7 @@ OWN: dict[str, dict[str, Any]] = {
     "an encoder of gpt2": {**GPT2, "mask": "full"},
     "unknown family": {"family": "mine"},
     "padding beyond the table": {"pad_id": 23},
+    "many positions": {**ROFORMER, "position": "rotary_half", "max_positions": 131072},
 }
 
 
@@ -158,6 +160,42 @@ def test_tokenizer_files_lie_beside(tmp_path):
     listed = json.loads((tmp_path / "m" / "manifest.json").read_bytes())["files"]
     assert set(listed) == {path.name for path in (tmp_path / "m").iterdir()} - {"manifest.json"}
     verify_manifest(tmp_path / "m")
+
+
+def test_a_decoder_and_the_encoder_it_reads(tmp_path):
+    encoder = ModelConfig(**SIZES | {"vocab_size": 29, "hidden_size": 18, "position": "rotary", "layers": 3})
+    model = make({**GPT2, "encoder": encoder})
+    save(model, tmp_path / "m")
+    back, report = inspect(tmp_path / "m")
+    first, second = model.state_dict(), back.state_dict()
+    assert back.config == model.config and first.keys() == second.keys() and not report.new and not report.unused
+    assert any(name.startswith("encoder.layers.2.") for name in first)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert config_of(tmp_path / "m")["model_type"] == "fishpaw"
+    ids, source = torch.arange(7)[None], Batch.padded(torch.arange(28, 17, -1)[None])
+    with torch.no_grad():
+        first_logits, second_logits = model(ids, encoder_batch=source).logits, back(ids, encoder_batch=source).logits
+        of_another = model(ids, encoder_batch=Batch.padded(torch.arange(11)[None])).logits
+    assert torch.equal(first_logits, second_logits) and not torch.equal(first_logits, of_another)
+
+
+@pytest.mark.parametrize("lost", ["encoder.embedding.tokens.weight", "encoder.position.table.weight", "encoder.heads.pooler.dense.bias"])
+def test_the_encoder_of_a_decoder_is_never_new(tmp_path, lost):
+    save(make({**GPT2, "encoder": ModelConfig(**SIZES, heads=("pooler",))}), tmp_path / "m")
+    tensors = dict(read_folder(tmp_path / "m"))
+    del tensors[lost]
+    write_safetensors(tensors, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"lacks 1 tensors: {lost}"):
+        inspect(tmp_path / "m", changes={"position": "rotary"}, verify=False)
+
+
+@pytest.mark.parametrize(("rows", "held"), [(8192, True), (8193, False)])
+def test_a_table_of_sines_is_written_while_it_is_small(tmp_path, rows, held):
+    """RoFormer's table holds nothing learned; transformers misses it, but computes it anew."""
+    model = make({**ROFORMER, "max_positions": rows})
+    save(model, tmp_path / "m")
+    assert ("roformer.encoder.embed_positions.weight" in read_folder(tmp_path / "m")) == held
+    assert config_of(tmp_path / "m")["model_type"] == "roformer" and load_model(tmp_path / "m").config == model.config
 
 
 def test_over_the_folder_that_was_loaded(tmp_path):

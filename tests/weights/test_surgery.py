@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fishpaw.config import ModelConfig
+from fishpaw.contracts import Position
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.model.transformer import Transformer
 from fishpaw.text.vocab import Vocab, compound, extend, keep
@@ -123,6 +124,29 @@ def test_means_of_halves_are_summed_in_fp32():
         model.embedding.tokens.weight[:2] = torch.tensor([[60000.0], [1.0]])
     larger = add_rows(model, [[0, 0, 0], [1] * 4099])
     assert larger.embedding.tokens.weight[-2].tolist() == [60000.0] * 21 and larger.embedding.tokens.weight[-1].tolist() == [1.0] * 21
+
+
+class Steps(Position):
+    def __init__(self, size: int, persistent: bool) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(13.0)[:, None].expand(13, size) / 7, persistent=persistent)
+
+    def embed(self, x: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+        return x + self.table[pos]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_buffers_come_along(persistent):
+    torch.manual_seed(3)
+    config = ModelConfig(VOCABULARY, 21, 2, 3, 17, max_positions=13, heads=("mlm",), position=lambda config: Steps(21, persistent))
+    model = Transformer(config).eval()
+    model.position.table = model.position.table * 2                # not what a fresh one would hold
+    ids = torch.arange(7)[None]
+    smaller = keep_rows(model, range(11))
+    torch.testing.assert_close(logits(smaller, ids), logits(model, ids)[..., :11], atol=5e-6, rtol=0)
+    torch.testing.assert_close(logits(add_rows(model, 2), ids)[..., :VOCABULARY], logits(model, ids), atol=5e-6, rtol=0)
+    smaller.position.table.zero_()
+    assert model.position.table.any()
 
 
 def test_drawing_no_random_number():

@@ -8,13 +8,14 @@ from torch import Tensor
 __all__ = ["KeyValue"]
 
 LEAST = 64
-"""Cells of a first buffer; a full one is doubled, so that appending costs a constant time on average."""
+"""Cells of a first buffer of unknown need; a full one is doubled, so that appending costs a constant time on average."""
 
 
 class KeyValue:
     """Keys and values [p h k d] of p prompts. Live rows of a prompt share its buffer: moving them costs nothing here."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int | None = None) -> None:
+        self.room = room or LEAST
         self.length = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -39,22 +40,23 @@ class KeyValue:
 
     def take(self, prompts: Tensor) -> None:
         """Keep the prompts [p'] only."""
-        k, v = self.read()
-        self.keys, self.values = k[prompts], v[prompts]
+        self.read()
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self.keys[prompts], self.values[prompts]                           # whole buffers: the room stays
 
     def compact(self, cells: Tensor) -> None:
         """Keep the stored keys cells [p k'] only, in that order."""
         k, v = self.read()
         index = cells[:, None, :, None]
-        self.keys = k.gather(2, index.expand(-1, k.shape[1], -1, k.shape[3]))
-        self.values = v.gather(2, index.expand(-1, v.shape[1], -1, v.shape[3]))
         self.length = cells.shape[1]
+        for buffer in (k, v):
+            buffer[:, :, : self.length] = buffer.gather(2, index.expand(-1, buffer.shape[1], -1, buffer.shape[3]))
 
     def _room(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
         if buffer is not None and end <= buffer.shape[2]:
             return buffer
         b, h, _, d = new.shape
-        larger = torch.empty(b, h, max(2 * end, LEAST), d, dtype=new.dtype, device=new.device)
+        larger = torch.empty(b, h, self.room if end <= self.room else 2 * end, d, dtype=new.dtype, device=new.device)
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger

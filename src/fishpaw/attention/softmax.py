@@ -70,8 +70,8 @@ class Softmax(Attention):
             out = out + extra
         return Attended(out, scores if self.residual else None, share if weights else None)
 
-    def memory(self) -> Memory:
-        return KeyValue()
+    def memory(self, room: int | None = None) -> Memory:
+        return KeyValue(room)
 
 
 def normalise(scores: Tensor, view: View) -> Tensor:

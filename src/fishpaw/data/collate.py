@@ -38,14 +38,9 @@ class Padded:
     keep: Tensor | None
     lengths: tuple[int, ...]
 
-    @property
-    def is_dense(self) -> bool:
-        """True if nothing is padded. Known without a look at the tensors."""
-        return self.keep is None
 
-
-def pad(features: Sequence[Encoded], *, fill: int = 0, side: Literal["left", "right"] = "right", multiple: int = 1) -> Padded:
-    """Lay features of different lengths in one rectangle of the longest one's width, rounded up to a `multiple`.
+def pad(features: Sequence[Encoded], *, fill: int = 0, side: Literal["left", "right"] = "right") -> Padded:
+    """Lay features of different lengths in one rectangle of the longest one's width.
 
     fill: the id of the padding token; segments are filled with 0. side: "right" for encoders, "left" for prompts to continue.
     Raises DataError if there is no feature, or one whose ids and segments differ in length.
@@ -57,7 +52,7 @@ def pad(features: Sequence[Encoded], *, fill: int = 0, side: Literal["left", "ri
         if len(feature.segments) != lengths[row]:
             what = f"Row {row} of a batch: {lengths[row]} ids, but {len(feature.segments)} segments."
             raise DataError(what, fix="Give one segment an id.")
-    width = -(-max(1, *lengths) // multiple) * multiple
+    width = max(1, *lengths)
     ids = numpy.full((len(features), width), fill, dtype=numpy.int64)                  # [b t]
     segments = numpy.zeros_like(ids)
     keep = numpy.zeros(ids.shape, dtype=numpy.bool_)

@@ -23,12 +23,14 @@ Pair = tuple[Any, Any]
 @dataclass(frozen=True)
 class Surroundings:
     """What every layer of one forward shares: views of the tokens and, in a decoder, of its encoder; tokens [n d], the source of keys
-    and values in T-TA; encoded [m d], None once the memories hold it; whether attention maps are wanted."""
+    and values in T-TA; encoded [m d], None once the memories hold it; condition [n c] of conditional norms; whether attention maps are
+    wanted."""
 
     views: Sequence[View]
     cross: Sequence[View] = ()
     tokens: Tensor | None = None
     encoded: Tensor | None = None
+    condition: Tensor | None = None
     weights: bool = False
 
 
@@ -42,7 +44,7 @@ class FeedForward(nn.Module):
         self.activation = activations.get(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(self.activation(self.up(x)))
+        out: Tensor = self.down(self.up(x, self.activation))
         return out
 
 
@@ -64,24 +66,24 @@ class Block(nn.Module):
         self, x: Tensor, around: Surroundings, carry: Pair = (None, None), memory: tuple[Memory | None, Memory | None] = (None, None)
     ) -> tuple[Tensor, Pair, Pair]:
         """-> x, (self, cross) carry for the next layer, (self, cross) attention maps a view."""
-        own, shown = self._before(x, self.attention_norm), around.weights
+        own, shown, told = self._before(x, self.attention_norm, around.condition), around.weights, around.condition
         out, own_carry, own_maps = self.attention(own, around.views, source=around.tokens, carry=carry[0], memory=memory[0], weights=shown)
-        x = self._after(x, out, self.attention_norm)
+        x = self._after(x, out, self.attention_norm, told)
         cross_carry, cross_maps = None, None
         if self.cross is not None and self.cross_norm is not None:
-            asked = self._before(x, self.cross_norm)
+            asked = self._before(x, self.cross_norm, told)
             out, cross_carry, cross_maps = self.cross(
                 asked, around.cross, source=around.encoded, carry=carry[1], memory=memory[1], weights=shown
             )
-            x = self._after(x, out, self.cross_norm)
-        x = self._after(x, self.feed_forward(self._before(x, self.feed_forward_norm)), self.feed_forward_norm)
+            x = self._after(x, out, self.cross_norm, told)
+        x = self._after(x, self.feed_forward(self._before(x, self.feed_forward_norm, told)), self.feed_forward_norm, told)
         return x, (own_carry, cross_carry), (own_maps, cross_maps)
 
-    def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
-        return norm(x) if self.pre else x
+    def _before(self, x: Tensor, norm: nn.Module, condition: Tensor | None) -> Tensor:
+        return norm(x, condition) if self.pre else x
 
-    def _after(self, x: Tensor, out: Tensor, norm: nn.Module) -> Tensor:
+    def _after(self, x: Tensor, out: Tensor, norm: nn.Module, condition: Tensor | None) -> Tensor:
         total: Tensor = x + self.dropout(out)
         if not self.pre:
-            total = norm(total)
+            total = norm(total, condition)
         return total

@@ -22,7 +22,7 @@ class Embedding(nn.Module):
         size, std = config.embedding, config.init_std
         self.tokens = nn.Embedding(config.vocab_size, size)
         self.segments = nn.Embedding(config.segments, size) if config.segments else None
-        self.norm: nn.Module = switch.build("norms", config.norm, size) if config.embedding_norm else nn.Identity()
+        self.norm: nn.Module | None = switch.build("norms", config.norm, size) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.project = Linear(size, config.hidden_size, std=std) if size != config.hidden_size else None
         self.query = nn.Parameter(torch.randn(size) * std) if config.stream == "positions" else None
@@ -30,19 +30,21 @@ class Embedding(nn.Module):
             if table is not None:
                 nn.init.normal_(table.weight, std=std)
 
-    def forward(self, batch: Batch, position: Position, embedded: Tensor | None = None) -> Tensor:
-        """embedded [n e]: instead of the token vectors (integrated gradients, TeaForN)."""
+    def forward(self, batch: Batch, position: Position, embedded: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """embedded [n e]: instead of the token vectors (integrated gradients, TeaForN). condition [n c]: for a conditional norm."""
         tokens = self.tokens(batch.ids) if embedded is None else embedded
-        return self._finish(tokens, batch, position)
+        return self._finish(tokens, batch, position, condition)
 
-    def queries(self, batch: Batch, position: Position) -> Tensor:
+    def queries(self, batch: Batch, position: Position, condition: Tensor | None = None) -> Tensor:
         """T-TA's stream, which knows where it stands but not what stands there, [n d]."""
         if self.query is None:
             raise ValueError("this embedding was built without a query stream: set stream='positions'")
-        return self._finish(self.query.expand(len(batch.ids), -1), batch, position)
+        return self._finish(self.query.expand(len(batch.ids), -1), batch, position, condition)
 
-    def _finish(self, x: Tensor, batch: Batch, position: Position) -> Tensor:
-        if self.segments is not None:
-            x = x + (self.segments.weight[0] if batch.segments is None else self.segments(batch.segments))
-        x = self.dropout(self.norm(position.embed(x, batch.positions)))
+    def _finish(self, x: Tensor, batch: Batch, position: Position, condition: Tensor | None) -> Tensor:
+        if self.segments is not None:                                # of a single kind, segments are only the mask's
+            single = batch.segments is None or self.segments.num_embeddings == 1
+            x = x + (self.segments.weight[0] if single else self.segments(batch.segments))
+        x = position.embed(x, batch.positions)
+        x = self.dropout(x if self.norm is None else self.norm(x, condition))
         return x if self.project is None else self.project(x)

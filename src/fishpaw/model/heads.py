@@ -1,5 +1,6 @@
 """What stands on top of the hidden states: pooler, next-sentence, masked language model, language model, classifier. A head's name is its
-function here; each is built from (config, tied table)."""
+function here. Each says what it `reads`, "tokens" (with the token table and the condition), a "sequence" (its token `at`) or "pooled" (what
+the pooler made), and which field of Output it `fills`."""
 
 from __future__ import annotations
 
@@ -7,12 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fishpaw import activations, switch
 from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
-from fishpaw.model.linear import Linear
+from fishpaw.model.linear import Linear, Packed, product
 
 __all__ = ["Classifier", "LanguageModel", "MaskedLanguageModel", "NextSentence", "Pooler", "classifier", "lm", "mlm", "nsp", "pooler"]
 
@@ -20,19 +20,23 @@ __all__ = ["Classifier", "LanguageModel", "MaskedLanguageModel", "NextSentence",
 class Pooler(nn.Module):
     """The hidden state of a sequence's first (or last) token through a matrix and an activation, [b d] -> [b d]."""
 
+    reads, fills = "sequence", "pooled"
+
     def __init__(self, config: ModelConfig, activation: str, at: str) -> None:
         super().__init__()
         self.at = at
         self.dense = Linear(config.hidden_size, config.hidden_size, std=config.init_std)
-        self.activation = nn.Identity() if activation == "linear" else activations.get(activation)
+        self.activation = None if activation == "linear" else activations.get(activation)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        pooled: Tensor = self.activation(self.dense(hidden))
+        pooled: Tensor = self.dense(hidden, self.activation)
         return pooled
 
 
 class NextSentence(nn.Module):
     """pooled [b d] -> [b 2]; index 0 is "is next", as BERT was trained; ports that invert it are wrong."""
+
+    reads, fills = "pooled", "nsp"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -46,6 +50,8 @@ class NextSentence(nn.Module):
 class LanguageModel(nn.Module):
     """hidden [m d] -> logits [m v]: a product with the token table (tied), or with a matrix of its own."""
 
+    reads, fills = "tokens", "logits"
+
     def __init__(self, config: ModelConfig, bias: bool) -> None:
         super().__init__()
         if config.tie_embeddings and config.embedding != config.hidden_size:
@@ -55,13 +61,20 @@ class LanguageModel(nn.Module):
             )
         self.decoder = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, std=config.init_std, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if bias else None
+        self.packed: Packed | None = None
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        return functional.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
+    def forward(self, hidden: Tensor, table: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.packed(hidden) if self.packed else product(hidden, self.weight(table), self.bias)
+
+    def weight(self, table: Tensor) -> Tensor:
+        """The matrix [v d]: the token table, or its own."""
+        return table if self.decoder is None else self.decoder.weight
 
 
 class MaskedLanguageModel(nn.Module):
     """hidden [m d] -> matrix, activation, norm -> logits [m v] against the token table (tied) or a matrix of its own, plus a bias."""
+
+    reads, fills = "tokens", "logits"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -70,14 +83,21 @@ class MaskedLanguageModel(nn.Module):
         self.norm: nn.Module = switch.build("norms", config.norm, config.embedding)
         self.decoder = None if config.tie_embeddings else Linear(config.embedding, config.vocab_size, std=config.init_std, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.packed: Packed | None = None
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        x = self.norm(self.activation(self.dense(hidden)))
-        return functional.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
+    def forward(self, hidden: Tensor, table: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.norm(self.dense(hidden, self.activation), condition)
+        return self.packed(x) if self.packed else product(x, self.weight(table), self.bias)
+
+    def weight(self, table: Tensor) -> Tensor:
+        """The matrix [v e]: the token table, or its own."""
+        return table if self.decoder is None else self.decoder.weight
 
 
 class Classifier(nn.Module):
     """pooled [b d] -> a score for each label, [b c]. `labels` name them; `multi_label`: any number of them holds at once."""
+
+    reads, fills = "pooled", "classes"
 
     def __init__(self, config: ModelConfig, labels: Sequence[str], multi_label: bool, dropout: float) -> None:
         super().__init__()
@@ -105,6 +125,8 @@ def nsp(config: ModelConfig) -> NextSentence:
 
 def lm(config: ModelConfig, *, bias: bool = False) -> LanguageModel:
     """GPT's head."""
+    if not isinstance(bias, bool):
+        raise ConfigError(f"The head's bias is {bias!r}.", fix="Give true or false.")
     return LanguageModel(config, bias)
 
 
@@ -115,6 +137,11 @@ def mlm(config: ModelConfig) -> MaskedLanguageModel:
 
 def classifier(config: ModelConfig, *, labels: Sequence[str], multi_label: bool = False, dropout: float = 0.1) -> Classifier:
     """Needs a pooler. At least one label, all different."""
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels) or len(set(labels)) < max(1, len(labels)):
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConfigError(f"The classifier's dropout is {dropout!r}.", fix="Give a number from 0 to below 1.")
+    if not isinstance(multi_label, bool):
+        raise ConfigError(f"The classifier's multi_label is {multi_label!r}.", fix="Give true or false.")
+    named = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
+    if not named or len(set(labels)) < max(1, len(labels)):
         raise ConfigError(f"The classifier's labels are {labels!r}.", fix="Give a list of different names.")
     return Classifier(config, labels, multi_label, dropout)

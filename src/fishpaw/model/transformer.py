@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from fishpaw.masks import Mask
 from fishpaw.model.block import Block, Surroundings
 from fishpaw.model.cache import Cache
 from fishpaw.model.embedding import Embedding
+from fishpaw.model.heads import LanguageModel, MaskedLanguageModel
+from fishpaw.model.linear import Linear, Packed
 
 __all__ = ["Transformer"]
 
@@ -27,20 +30,25 @@ class Transformer(nn.Module):
 
     `recompute`: keep only each layer's input during training and compute the rest again in the backward pass (arXiv:1604.06174);
     slower by about a third, memory no longer grows with what a layer makes. `origin`: the hub id and commit that the weights are from.
+    `compute`: the type that `prepare` chose, None if it wasn't called.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
+        self.compute: torch.dtype | None = None
         self.origin: str | None = None
         self.mask: Mask = switch.build("masks", config.mask, config)
         self.position: Position = switch.build("positions", config.position, config)
         self.embedding = Embedding(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size) if config.norm_at == "pre" else nn.Identity()
-        self.heads = nn.ModuleDict({_head_name(head, config): switch.build("model.heads", head, config) for head in config.heads})
+        heads = {_head_name(head, config): switch.build("model.heads", head, config) for head in config.heads}
+        self.heads = nn.ModuleDict(_pooler_first(heads))
         self.own_position = Position()
+        self.encoder = Transformer(config.encoder) if config.encoder else None
+        self.conditional = any(getattr(module, "conditional", False) for module in self.modules())
         _refuse(self)
 
     def forward(
@@ -62,13 +70,17 @@ class Transformer(nn.Module):
         """ids [b t] (or a Batch, which then holds the facts) -> Output, shaped like ids.
 
         segments, positions [b t]; padding bool [b t], True where there is a token, None if nothing is padded. cache: an empty one is
-        filled by the prompts, a filled one is continued with ids [r] or [r u]. encoded [m d] with encoder_batch: what a decoder reads;
-        left out once a cache holds it. embedded [n e]: instead of token vectors. logits_at [m]: flat indices, logits only there.
+        filled by the prompts, a filled one is continued with ids [r] or [r u]. encoder_batch: what the encoder of a decoder reads, or has
+        read: encoded [m d]; both are left out once a cache holds it. condition [b c]: for conditional norms. embedded [n e]: instead
+        of token vectors. logits_at [m]: flat indices, logits only there.
         all_hidden: embeddings and each layer, the last with the final norm. attentions: every layer's weights; the explicit path.
         With a cache, sequence heads (pooler, nsp, classifier) are left out. Errors: ValueError for shapes, DataError for ids and lengths.
         """
         batch = self._batch(ids, segments, padding, positions, condition, cache)
         self._check(batch, cache)
+        if self.encoder is not None and encoder_batch is not None and encoded is None:
+            encoded = self.encoder(encoder_batch, logits_at=encoder_batch.ids.new_empty(0)).hidden
+            encoded = encoded if encoder_batch.shape is None else encoded.flatten(0, 1)                # [m d]
         around, stream = self._surroundings(batch, cache, encoded, encoder_batch, embedded, attentions)
         hidden, maps = [stream], []
         carry: tuple[Any, Any] = (None, None)
@@ -80,23 +92,73 @@ class Transformer(nn.Module):
                 stream, carry, weights = block(stream, around, carry, memory)
             hidden.append(stream)
             maps.append(weights)
-        stream = self.final_norm(stream)
+        stream = self.final_norm(stream, around.condition) if self.config.norm_at == "pre" else stream
         hidden[-1] = stream
         output = Output(hidden=batch.restore(stream), cache=cache)
         if all_hidden:
             output.all_hidden = tuple(batch.restore(one) for one in hidden)
         if attentions:
             output.attentions = tuple(_maps(pair, whole=batch.shape is not None) for pair in maps)
-        self._head(output, stream, batch, logits_at, cache)
+        self._head(output, stream, batch, around.condition, logits_at)
         return output
 
-    def new_cache(self) -> Cache:
-        """An empty cache for `forward`. ConfigError for a mask that looks ahead: what was computed would change with each step."""
+    def prepare(self, *, dtype: torch.dtype = torch.float32) -> Transformer:
+        """Pack the matrices for inference, in fp32 or bf16, beside the weights, which stay as they are and are what is saved. Returns the
+        model, in evaluation mode. Training mode, another device or other weights undo it. bf16 halves the memory that a product
+        reads; its outputs are bf16, too."""
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ConfigError(f"prepare packs fp32 or bf16, not {dtype}.", fix="Choose torch.float32 or torch.bfloat16.")
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.packed = Packed(module.weight, module.bias, dtype)
+            elif isinstance(module, LanguageModel | MaskedLanguageModel):
+                module.packed = Packed(module.weight(self.embedding.tokens.weight), module.bias, dtype)
+            elif isinstance(module, Transformer):
+                module.compute = dtype
+        return self
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode inside; afterwards every module is as it was."""
+        training = [module for module in self.modules() if module.training] if self.training else []
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def train(self, mode: bool = True) -> Transformer:
+        """As nn.Module.train; training undoes `prepare`."""
+        if mode:
+            self._unpack()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._unpack()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._unpack()
+        super()._load_from_state_dict(*arguments)
+
+    def _unpack(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Linear | LanguageModel | MaskedLanguageModel):
+                module.packed = None
+            elif isinstance(module, Transformer):
+                module.compute = None
+
+    def new_cache(self, *, room: int | None = None) -> Cache:
+        """An empty cache for `forward`, with room for that many keys a prompt before it must grow. ConfigError for a mask that looks
+        ahead: what was computed would change with each step."""
         if self.mask.clock == "full" or self.config.stream == "positions":
             raise ConfigError(
                 f"A model with the mask {self.mask.clock!r} can't decode step by step.", fix='Load it with mask="causal" or mask="unilm".'
             )
-        pairs = [(block.attention.kernel.memory(), block.cross.kernel.memory() if block.cross else None) for block in self._blocks()]
+        pairs = [(block.attention.kernel.memory(room), block.cross.kernel.memory() if block.cross else None) for block in self._blocks()]
         return Cache(pairs, self.mask)
 
     def set_heads(self, heads: Sequence[switch.Spec]) -> None:
@@ -110,7 +172,7 @@ class Transformer(nn.Module):
             kept = name in self.heads and held.get(name) == head
             made[name] = self.heads[name] if kept else switch.build("model.heads", head, config).to(device=device, dtype=dtype)
         before = self.config, self.heads
-        self.config, self.heads = config, made
+        self.config, self.heads = config, nn.ModuleDict(_pooler_first(dict(made)))
         try:
             _refuse(self)
         except ConfigError:
@@ -143,24 +205,25 @@ class Transformer(nn.Module):
         return Batch.padded(ids, keep=padding, segments=segments, positions=positions, condition=condition)
 
     def _check(self, batch: Batch, cache: Cache | None) -> None:
-        longest = max(grid.t for grid in batch.grids)
-        if cache is not None and cache.length:
-            longest = cache.reach + longest // cache.lanes
-        limit = getattr(self.position, "length", None)
-        if limit is not None and longest > limit:
-            said = f"A text of {longest} tokens, but the model has {limit} positions."
-            raise DataError(said, fix="Truncate it, or load another position.")
+        if torch.compiler.is_exporting():                                        # the graph is for any length and ids
+            return
         if batch.ids.is_floating_point():
             raise DataError(f"The token ids are {batch.ids.dtype}.", fix="Give whole numbers.")
-        if batch.condition is not None:
-            raise ConfigError("No layer of this model reads a condition.", fix="Leave it out, or choose a norm that is conditional.")
-        if batch.ids.device.type != "cpu":                                       # elsewhere it would wait for the device
+        if (batch.condition is not None) != self.conditional:
+            said = "The norms of this model read a condition" if self.conditional else "No norm of this model reads a condition"
+            raise ConfigError(f"{said}.", fix="Give condition [rows, size]." if self.conditional else "Leave it out.")
+        limit = self.position.length
+        if batch.ids.device.type != "cpu":                                       # a look at the ids would wait for the device
+            longest = max(grid.t for grid in batch.grids)
+            longest = cache.reach + longest // cache.lanes if cache is not None and cache.length else longest
+            if limit is not None and longest > limit:
+                raise DataError(f"A text of {longest} tokens, but the model has {limit} positions.", fix=_SHORTER)
             return
         _within("token ids", batch.ids, self.config.vocab_size, "the vocabulary has")
-        if batch.segments is not None and self.config.segments:
+        if batch.segments is not None and self.config.segments > 1:
             _within("segments", batch.segments, self.config.segments, "the model has")
-        if limit is not None:
-            _within("positions", batch.positions, limit, "the model has")
+        if limit is not None and (longest := int(batch.positions.max()) + 1) > limit:
+            raise DataError(f"A text of {longest} tokens, but the model has {limit} positions.", fix=_SHORTER)
 
     def _surroundings(
         self,
@@ -174,10 +237,11 @@ class Transformer(nn.Module):
         wanted = (len(batch.ids), self.config.embedding)
         if embedded is not None and embedded.shape != wanted:
             raise ValueError(f"embedded has shape {tuple(embedded.shape)}: give {wanted}, a row a token")
-        tokens = self.embedding(batch, self.position, embedded)
+        condition = None if batch.condition is None else batch.condition[batch.row]                   # [n c]
+        tokens = self._cast(self.embedding(batch, self.position, embedded, condition))
         encoder = None if encoder_batch is None else encoder_batch.rows[0]
         if self.config.encoder is not None and (encoder_batch is None or encoded is None) and (cache is None or cache.encoder is None):
-            raise ValueError("this decoder reads an encoder: give encoded and encoder_batch")
+            raise ValueError("this decoder reads an encoder: give encoder_batch")
         if encoded is not None or encoder_batch is not None:
             if self.config.encoder is None:
                 raise ValueError("this model reads no encoder: leave out encoded and encoder_batch, or give its config an encoder")
@@ -191,8 +255,13 @@ class Transformer(nn.Module):
             known = encoder if encoder is not None else cache.encoder if cache is not None else None
             assert known is not None
             cross = [self._cross_view(batch, views[0], known, encoder_batch)]
-        around = Surroundings(views, cross, tokens if self.config.stream == "positions" else None, encoded, attentions)
-        return around, self.embedding.queries(batch, self.position) if self.config.stream == "positions" else tokens
+        if self.config.stream == "tokens":
+            return Surroundings(views, cross, None, encoded, condition, attentions), tokens
+        queries = self._cast(self.embedding.queries(batch, self.position, condition))
+        return Surroundings(views, cross, tokens, encoded, condition, attentions), queries
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x if self.compute is None else x.to(self.compute)
 
     def _views(self, batch: Batch, cache: Cache | None, encoder: Rows | None, dtype: torch.dtype) -> list[View]:
         if cache is not None and batch.shape is None:                    # a packed one may stand in another order
@@ -244,20 +313,20 @@ class Transformer(nn.Module):
         mask = None if encoder_batch is not None and encoder_batch.dense else encoder.keep[:, None, None, :]
         return View(grid=own.grid, source=source, q=own.q, k=encoder, position=self.own_position, mask=mask, lanes=own.lanes)
 
-    def _head(self, output: Output, stream: Tensor, batch: Batch, logits_at: Tensor | None, cache: Cache | None) -> None:
-        table = self.embedding.tokens.weight
-        for name in ("mlm", "lm"):
-            if name in self.heads:
-                chosen = self.heads[name](stream if logits_at is None else stream[logits_at], table)
-                output.logits = batch.restore(chosen) if logits_at is None else chosen
-        if cache is not None or "pooler" not in self.heads:
-            return
-        pool = self.heads["pooler"]
-        output.pooled = pool(stream[batch.first if pool.at == "first" else batch.last()])
-        if "nsp" in self.heads:
-            output.nsp = self.heads["nsp"](output.pooled)
-        if "classifier" in self.heads:
-            output.classes = self.heads["classifier"](output.pooled)
+    def _head(self, output: Output, stream: Tensor, batch: Batch, condition: Tensor | None, logits_at: Tensor | None) -> None:
+        """Run every head: on tokens, on one token of each sequence, or on what the pooler made of it."""
+        for head in self.heads.values():
+            if head.reads == "tokens":
+                chosen = stream if logits_at is None else stream[logits_at]
+                told = condition if condition is None or logits_at is None else condition[logits_at]
+                made = head(chosen, self.embedding.tokens.weight, told)
+                setattr(output, str(head.fills), batch.restore(made) if logits_at is None else made)
+            elif output.cache is None:                                           # a step has no whole sequence to pool
+                read = output.pooled if head.reads == "pooled" else stream[batch.first if head.at == "first" else batch.last()]
+                setattr(output, str(head.fills), head(read))
+
+
+_SHORTER = "Truncate it, or load another position."
 
 
 def _within(what: str, values: Tensor, count: int, has: str) -> None:
@@ -270,6 +339,11 @@ def _maps(pair: tuple[Any, Any], *, whole: bool) -> Any:
     """A padded batch has one view: its map; a packed one a map a group."""
     own, cross = ((None if one is None else one[0] if whole else tuple(one)) for one in pair)
     return own if cross is None else (own, cross)
+
+
+def _pooler_first(heads: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The same heads, those that read a sequence before those that read what they made."""
+    return dict(sorted(heads.items(), key=lambda item: getattr(item[1], "reads", None) == "pooled"))
 
 
 def _head_name(head: switch.Spec, config: ModelConfig) -> str:
@@ -292,6 +366,9 @@ def _refuse(model: Transformer) -> None:
             f"attention {name!r} can't take position {switch.spec_name(config.position)!r}: it has no place for {', '.join(lacking)}.",
             fix="Use attention 'softmax', or another position.",
         )
+    crossed = model._blocks()[0].cross
+    if crossed is not None and "full" not in crossed.kernel.clocks:
+        raise ConfigError(f"attention {name!r} can't read an encoder: it can't keep the mask 'full'.", fix="Use attention 'softmax'.")
     if model.mask.clock not in kernel.clocks or not set(model.mask.rules) <= kernel.rules:
         raise ConfigError(
             f"attention {name!r} can't keep the mask {model.mask.clock!r} with the rules {list(model.mask.rules)}.",
@@ -299,8 +376,9 @@ def _refuse(model: Transformer) -> None:
         )
     if config.residual_scores and not kernel.has_scores:
         raise ConfigError(f"attention {name!r} has no scores to carry: residual_scores can't be.", fix="Use attention 'softmax'.")
-    known = set(model.heads)
-    if known & {"nsp", "classifier"} and "pooler" not in known:
-        raise ConfigError("The heads nsp and classifier read the pooler, which heads lacks.", fix='Add "pooler".')
-    if {"mlm", "lm"} <= known:
-        raise ConfigError("The heads mlm and lm both make logits.", fix="Keep one of them.")
+    fills = [str(head.fills) for head in model.heads.values()]
+    for head_name, head in model.heads.items():
+        if head.reads == "pooled" and "pooled" not in fills:
+            raise ConfigError(f"The head {head_name} reads the pooler, which heads lacks.", fix='Add "pooler".')
+        if fills.count(str(head.fills)) > 1:
+            raise ConfigError(f"The head {head_name} makes {head.fills}, and so does another.", fix="Keep one of them.")

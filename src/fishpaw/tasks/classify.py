@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,30 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fishpaw import hub, metrics, switch
+from fishpaw import metrics, switch
 from fishpaw.config import ModelConfig
 from fishpaw.data.collate import Padded, pad
 from fishpaw.data.fingerprint import fingerprint
 from fishpaw.data.labelled import LabelledText
 from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
-from fishpaw.files import write_atomic
 from fishpaw.losses.classification import cross_entropy, multi_label
 from fishpaw.model.heads import Classifier
 from fishpaw.model.transformer import Transformer
 from fishpaw.switch import Spec, spec_name
+from fishpaw.tasks.settings import WithSettings, read_settings
 from fishpaw.text.encoding import Encoding, Tokenizer
 from fishpaw.text.learn import characters
+from fishpaw.text.load import load_tokenizer
 from fishpaw.text.wordpiece import WordPiece
-from fishpaw.train import checkpoint
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
-from fishpaw.weights.load import load
+from fishpaw.weights.load import inspect, tell
 from fishpaw.weights.save import save
 
 __all__ = ["Classify", "Prediction", "pairs_of"]
 
-_SETTINGS = "task.json"
-_RUN = "run.json"                # beside the log: what a run depends on besides what train.loop knows of
 _FEW = 1000                      # texts; of fewer every character is kept
 _THRESHOLD = 0.5                 # of a label's probability, where several may hold
 
@@ -77,7 +74,7 @@ class Classify:
         _at_least("max_length", max_length, 4)
         self.model = model
         self.tokenizer = tokenizer
-        self.max_length = min(max_length, getattr(model.position, "length", max_length))
+        self.max_length = min(max_length, model.position.length or max_length)
         self._start = _imprint(model)
 
     @classmethod
@@ -99,15 +96,16 @@ class Classify:
         if labels is None and multi_label is not None:
             raise ConfigError("multi_label is given without labels.", fix="Name the labels, or leave multi_label out.")
         head = None if labels is None else _classifier(labels, bool(multi_label))
-        model, tokenizer = load(name, revision=revision)
-        settings = _read_settings(hub.find(name, revision=revision).folder, new=labels is not None)
-        length = max_length if max_length is not None else settings.get("max_length", 128)
+        model, found = inspect(name, revision=revision)
+        tokenizer = load_tokenizer(found.folder)
+        length = _saved_length(found.folder, new=head is not None)
+        tell(found)
         if head is None and "classifier" not in model.heads:
             raise ConfigError(f"{name} holds no classifier.", fix='Name the labels: Classify.load(…, labels=["neg", "pos"]).')
         if head is not None and not _holds(model, head):
             with _seeded(seed):
                 model.set_heads([_pooler(model.config, model.mask.clock), head])
-        return cls(model, tokenizer, max_length=length)
+        return cls(model, tokenizer, max_length=length if max_length is None else max_length)
 
     @classmethod
     def new(
@@ -180,8 +178,6 @@ class Classify:
         for name, found in (("train", features), ("dev", held_out)):
             if found is not None and not found:
                 raise DataError(f"There is no example in {name}.", fix="Give at least one, with its label.")
-        if folder is not None:
-            self._know(folder, held_out, (options or Options()).seed, resume)
 
         def loss(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
             scores = model(rows.texts.ids, segments=self._segments(rows.texts), padding=rows.texts.keep).classes
@@ -204,6 +200,7 @@ class Classify:
             evaluate=evaluate if held_out else None,
             monitor="micro_f1" if self.multi_label else "accuracy",
             resume=resume,
+            identity=None if folder is None else self._identity(held_out),
             progress=progress,
             report=report,
         )
@@ -227,7 +224,7 @@ class Classify:
 
     def save(self, folder: str | Path) -> None:
         """Write model, tokenizer and settings to a folder that `load` opens and, where it has the architecture, transformers."""
-        save(self.model, folder, _WithSettings(self.tokenizer, {"task": "classify", "max_length": self.max_length}))
+        save(self.model, folder, WithSettings(self.tokenizer, {"task": "classify", "max_length": self.max_length}))
 
     @property
     def _head(self) -> Classifier:
@@ -267,19 +264,16 @@ class Classify:
     def _scores(self, encodings: Sequence[Encoding], batch_size: int) -> Tensor:
         """Scores [n c] in the order of the texts, computed in order of length: rows of similar length waste no padding."""
         _at_least("batch_size", batch_size, 1)
-        training = self.model.training
-        self.model.eval()
         device = next(self.model.parameters()).device
         order = sorted(range(len(encodings)), key=lambda index: len(encodings[index].ids))
         pieces = []
-        with torch.inference_mode():
+        with self.model.evaluating(), torch.inference_mode():
             for chosen in _cut(order, batch_size):
                 texts = pad([encodings[index] for index in chosen], fill=self.model.config.pad_id)
                 keep = None if texts.keep is None else texts.keep.to(device)
                 segments = self._segments(texts)
                 out = self.model(texts.ids.to(device), segments=None if segments is None else segments.to(device), padding=keep)
                 pieces.append(out.classes.float())
-        self.model.train(training)
         scores = torch.cat(pieces)
         back = torch.empty(len(order), dtype=torch.long, device=device)
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
@@ -307,26 +301,15 @@ class Classify:
             return (self.labels[target],)
         return tuple(label for label, holds in zip(self.labels, target, strict=True) if holds)
 
-    def _know(self, out: Path, held_out: Sequence[Feature] | None, seed: int, resume: bool) -> None:
-        """Refuse to go on with a run that began with another model, other labels or another dev; note what this one begins with."""
-        facts = {
-            "labels": list(self.labels),
+    def _identity(self, held_out: Sequence[Feature] | None) -> dict[str, Any]:
+        """What else a run depends on besides what train.loop knows of."""
+        return {
+            "labels": self.labels,
             "multi_label": self.multi_label,
             "max_length": self.max_length,
-            "seed": seed,
             "dev": "none" if held_out is None else fingerprint(held_out)[:16],
             "model": {**self.model.config.change({"heads": ()}).to_dict(), "starting weights": self._start},
         }
-        if resume and checkpoint.exists(out / "checkpoint"):
-            before = _read_object(out / _RUN)
-            differing = checkpoint.differences(before, json.loads(json.dumps(facts)))
-            if before and differing:
-                raise CheckpointError(
-                    f"{out}: holds another run: {'; '.join(differing[:20])}.",
-                    fix="Go on with what it began with, choose another folder, or start anew (--restart; resume=False), which removes it.",
-                )
-        else:
-            write_atomic(out / _RUN, json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
     def _prediction(self, shares: list[float]) -> Prediction:
         named = dict(zip(self.labels, shares, strict=True))
@@ -349,18 +332,6 @@ def small(vocab_size: int) -> ModelConfig:
     )
 
 
-@dataclass(frozen=True)
-class _WithSettings:
-    """A tokenizer that leaves the task's settings beside its own files."""
-
-    tokenizer: Tokenizer
-    settings: dict[str, Any]
-
-    def save(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
-        (folder / _SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-
-
 def pairs_of(examples: Sequence[LabelledText]) -> list[str] | None:
     """The second texts, None where there are none. Errors: DataError where some have one and others don't."""
     pairs = [one.pair for one in examples if one.pair is not None]
@@ -370,27 +341,15 @@ def pairs_of(examples: Sequence[LabelledText]) -> list[str] | None:
     return pairs or None
 
 
-def _read_settings(folder: Path, *, new: bool) -> dict[str, Any]:
-    """Those of a saved classifier. new: for another one, so that those of another task don't matter."""
-    path = folder / _SETTINGS
-    settings = _read_object(path)
+def _saved_length(folder: Path, *, new: bool) -> int:
+    """max_length of a saved classifier. new: for another one, so that the settings of another task don't matter."""
+    settings = read_settings(folder)
     length = settings.get("max_length", 128)
     if isinstance(length, bool) or not isinstance(length, int) or (settings and settings.get("task") != "classify"):
         if new:
-            return {}
-        raise CheckpointError(f"{path}: these are not the settings of a classifier.", fix="Save the task again.")
-    return settings
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: can't be read ({error}).", fix="Save or copy it again.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds no JSON object.", fix="Save or copy it again.")
-    return value
+            return 128
+        raise CheckpointError(f"{folder}: its task.json doesn't hold the settings of a classifier.", fix="Save the task again.")
+    return length
 
 
 def _pooler(config: ModelConfig, clock: str) -> Spec:

@@ -40,7 +40,8 @@ def fill(model: Transformer, tokenizer: WordPiece | ByteLevel, text: str, *, top
     if not masked:
         raise DataError("The text has no [MASK].", fix="Write [MASK] where a token is to be guessed.")
     device = model.embedding.tokens.weight.device
-    logits = model(torch.tensor([encoding.ids], device=device), logits_at=torch.tensor(masked, device=device)).logits
+    with model.evaluating():
+        logits = model(torch.tensor([encoding.ids], device=device), logits_at=torch.tensor(masked, device=device)).logits
     known = logits.float().softmax(-1)[:, : tokenizer.size]          # [m v]; some tables are longer than their vocabulary, to be even
     shares, tokens = known.topk(min(top, known.shape[-1]))           # [m top]
     blanks = []

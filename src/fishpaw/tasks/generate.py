@@ -53,7 +53,7 @@ class Generate:
         if isinstance(texts, str) or not texts:
             raise DataError("There is no list of prompts.", fix="Give at least one text, in a list.")
         check_whole("max_new", max_new, 0, None)
-        positions = getattr(self.model.position, "length", None)
+        positions = self.model.position.length
         room, least = None if positions is None else positions - max_new, 2 if self.model.mask.clock == "unilm" else 1
         if room is not None and room < least:
             raise ConfigError(f"{max_new} new tokens, but the model has {positions} positions.", fix="Ask for fewer (max_new).")

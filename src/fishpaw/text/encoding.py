@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from fishpaw.errors import ConfigError, DataError
 
-__all__ = ["Encoding", "Pieces", "Side", "Tokenizer", "assemble", "check_pairs", "share"]
+__all__ = ["Encoding", "Pieces", "Side", "Tokenizer", "assemble", "check_pairs", "room", "share"]
 
 Side = Literal["left", "right"]
 
@@ -58,13 +58,9 @@ def assemble(first: Pieces, second: Pieces | None, *, max_length: int | None, tr
 
     `truncate` names the side that is cut off, of both texts. Raises ConfigError when not even the added tokens fit.
     """
-    if truncate not in ("left", "right"):
-        raise ConfigError(f"truncate={truncate!r} is not a side.", fix="Use 'left' or 'right'.")
-    if max_length is not None:
-        room = max_length - (start is not None) - (end is not None) * (1 if second is None else 2)
-        if room < 0 or max_length < 1:
-            raise ConfigError(f"max_length={max_length} leaves no room for {max_length - room} special tokens.", fix="Raise max_length.")
-        lengths = share(len(first.ids), 0 if second is None else len(second.ids), room)
+    left = room(max_length, (start is not None) + (end is not None) * (1 if second is None else 2), truncate)
+    if left is not None:
+        lengths = share(len(first.ids), 0 if second is None else len(second.ids), left)
         first = _cut(first, lengths[0], truncate)
         second = None if second is None else _cut(second, lengths[1], truncate)
     ids, segments, tokens, offsets = [], [], [], []             # type: list[int], list[int], list[str], list[tuple[int, int]]
@@ -83,6 +79,18 @@ def assemble(first: Pieces, second: Pieces | None, *, max_length: int | None, tr
             offsets.append((0, 0))
         segments += [segment] * (len(ids) - len(segments))
     return Encoding(ids, segments, tokens, offsets)
+
+
+def room(max_length: int | None, added: int, truncate: Side) -> int | None:
+    """How many of `max_length` tokens are left beside the `added` special ones; None for no limit. Raises ConfigError for a side that is
+    none, or when not even the special tokens fit."""
+    if truncate not in ("left", "right"):
+        raise ConfigError(f"truncate={truncate!r} is not a side.", fix="Use 'left' or 'right'.")
+    if max_length is None:
+        return None
+    if max_length < added or max_length < 1:
+        raise ConfigError(f"max_length={max_length} leaves no room for {added} special tokens.", fix="Raise max_length.")
+    return max_length - added
 
 
 def share(first: int, second: int, room: int) -> tuple[int, int]:

@@ -7,11 +7,12 @@ random states and all counters are in the checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from fishpaw.data.fingerprint import fingerprint
 from fishpaw.data.order import Order
-from fishpaw.errors import CheckpointError
+from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.files import lock, recover
 from fishpaw.optim.adamw import adamw
 from fishpaw.optim.schedules import Schedule, linear
@@ -72,6 +73,7 @@ def fit(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     schedule: Callable[[int], Schedule] | None = None,
     digest: str | None = None,
+    identity: Mapping[str, Any] | None = None,
     progress: bool | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
@@ -84,13 +86,15 @@ def fit(
 
     out: folder of the run: log.jsonl, checkpoint/ (to go on), best/ (weights), bad_batch/ (if the loss fails); None: nothing is
     written. A run that is found there goes on to the same bits, or, if it had ended, its result is returned; `resume=False` removes
-    it. digest: stands for the content of `examples`, if that can't be looked through (see data/fingerprint).
+    it. digest: stands for the content of `examples`, if that can't be looked through (see data/fingerprint). identity: what else the
+    run depends on (labels, what it is evaluated on, …), plain values by name; kept in the checkpoint, and one with others is refused.
     progress: show a bar; None: on a terminal. report: called with each record of the log.
 
     Random states are seeded with options.seed inside and given back as they were. Ctrl-C and SIGTERM: the step is ended and saved, then
     KeyboardInterrupt or SystemExit(143); the second one acts at once.
-    Raises CheckpointError for a run in `out` with other options, data or torch; FishpawError when loss or gradient is nan or infinite
-    (nothing was learned from that batch; checkpoint/ is the state before it), or if `out` can't be written or another process trains there.
+    Raises CheckpointError for a run in `out` with other options, data, identity or torch; FishpawError when loss or gradient is nan or
+    infinite (nothing was learned from that batch; checkpoint/ is the state before it), or if `out` can't be written or another process
+    trains there; ConfigError for an identity that is no JSON.
     """
     device, out = next(model.parameters()).device, None if out is None else Path(out)
     with ExitStack() as stack:
@@ -112,7 +116,7 @@ def fit(
         )  # fmt: skip
         found = None
         if out is not None:
-            run.identity = _identity(options, order, made, monitor, digest or fingerprint(examples))
+            run.identity = _identity(options, order, made, monitor, digest or fingerprint(examples), identity or {})
             found = _stored(out, run.identity, resume)
         resumed = run.restore(out, found) if out is not None and found is not None else None
         run.log = Log(out / "log.jsonl" if out else None, offset=run.state.log, report=report)
@@ -148,8 +152,13 @@ def _total_steps(options: Options, order: Order) -> int:
     if options.steps is not None:
         return options.steps
     whole, part = divmod(options.epochs, 1)
-    each = [-(-order.count(epoch) // options.accumulate) for epoch in range(math.ceil(options.epochs))]
-    return max(1, sum(each[: int(whole)]) + (math.ceil(part * each[-1]) if part else 0))
+
+    def count(epoch: int) -> int:
+        return -(-order.count(epoch) // options.accumulate)
+
+    # Only with a token budget do epochs differ; then Options bounds how many there are.
+    done = int(whole) * count(0) if options.token_budget is None else sum(count(epoch) for epoch in range(int(whole)))
+    return max(1, done + (math.ceil(part * count(int(whole))) if part else 0))
 
 
 def _stored(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -161,7 +170,7 @@ def _stored(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any]
         if differing:
             raise CheckpointError(
                 f"{out}: holds another run: {'; '.join(differing[:20])}.",
-                fix="Go on with what it began with, choose another folder, or start anew (resume=False), which removes it.",
+                fix="Go on with what it began with, choose another folder, or start anew (resume=False; --restart), which removes it.",
             )
         return record
     for name in ("checkpoint", "best", "bad_batch"):
@@ -171,14 +180,22 @@ def _stored(out: Path, identity: dict[str, Any], resume: bool) -> dict[str, Any]
     return None
 
 
-def _identity(options: Options, order: Order, optimizer: torch.optim.Optimizer, monitor: str, digest: str) -> dict[str, Any]:
-    return {
+def _identity(
+    options: Options, order: Order, optimizer: torch.optim.Optimizer, monitor: str, digest: str, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = {
         "options": {name: value for name, value in dataclasses.asdict(options).items() if name not in WITHOUT_EFFECT},
         "data": {"examples": len(order.lengths), "tokens": int(order.lengths.sum()), "digest": digest},
         "optimizer": type(optimizer).__name__,
         "monitor": monitor,
         "torch": str(torch.__version__),
     }
+    if taken := own.keys() & more.keys():
+        raise ConfigError(f"identity names {', '.join(sorted(taken))}, which is known already.", fix="Choose another name.")
+    try:
+        return {**own, **json.loads(json.dumps(dict(more), allow_nan=False))}          # as it will be read again: tuples are lists
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"identity can't be written as JSON ({error}).", fix="Give strings, numbers, lists and dicts.") from None
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -16,13 +16,16 @@ __all__ = ["WITHOUT_EFFECT", "Options", "autocast_dtype"]
 WITHOUT_EFFECT = frozenset({"save_every", "save_seconds", "log_every", "threads"})
 """Options that may differ when a run goes on: they don't choose the result. (Threads change the order of sums: said, not refused.)"""
 
+_MOST_EPOCHS = 1000
+
 
 @dataclass(frozen=True)
 class Options:
     """The options of `loop.fit`. Shares and rates are plain numbers; a step is one update of the weights.
 
     epochs: passes over the data, parts of one too; not used if `steps` is given. steps: updates in all.
-    batch_size: rows a batch. token_budget: instead, rows x longest row at most. accumulate: batches an update, weighted by what they count.
+    batch_size: rows a batch. token_budget: instead, rows x longest row at most; epochs then differ in steps, and are 1000 at most.
+    accumulate: batches an update, weighted by what they count.
     learning_rate: its peak. warmup: share of the steps that lead up to it; then it falls to 0, both linearly.
     weight_decay: of matrices only. clip: largest norm of the whole gradient; None: any.
     precision: "fp32": as the weights are. "bf16": autocast, the weights stay as they are. "fp16" becomes "bf16" on a CPU, with a warning.
@@ -63,6 +66,9 @@ class Options:
                 _number(name, value)
                 if value <= 0:
                     raise ConfigError(f"{name} is {value}.", fix="It must be more than 0.")
+        if self.token_budget is not None and self.steps is None and self.epochs > _MOST_EPOCHS:
+            what = f"epochs is {self.epochs}: with a token budget each is cut anew and counted, {_MOST_EPOCHS} at most."
+            raise ConfigError(what, fix="Give steps instead, or batch_size.")
         _number("weight_decay", self.weight_decay)
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay is {self.weight_decay}.", fix="It must be 0 or more.")

@@ -117,9 +117,13 @@ def _read_file(path: Path) -> Source:
 def _read_shards(index: Path) -> Tensors:
     folder, also = index.parent, blobs(index.parent)
     where = _weight_map(index)
-    missing = sorted({name for name in where.values() if not inside(folder, name, also=also).is_file()})
+    try:
+        missing = sorted({name for name in where.values() if not inside(folder, name, also=also).is_file()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{index}: {error.what}", fix=error.fix) from None
     if missing:
-        raise CheckpointError(f"{folder / missing[0]}: missing, {len(missing)} of {len(set(where.values()))} shards are.", fix=AGAIN)
+        count = f"{len(missing)} of {len(set(where.values()))}"
+        raise CheckpointError(f"{folder / missing[0]}: missing, {count} shards of {index.name} are.", fix=AGAIN)
     _refuse_unlisted(folder, frozenset(where.values()))
     shards = {name: _read_file(folder / name) for name in sorted(set(where.values()))}
     for name, file in where.items():

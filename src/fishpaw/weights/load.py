@@ -8,11 +8,12 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fishpaw import hub, switch
 from fishpaw.config import ModelConfig, parse_object
@@ -27,7 +28,7 @@ from fishpaw.weights.formats import Tensors, find_nonfinite, read_folder, read_t
 from fishpaw.weights.names import FAMILIES, Family
 from fishpaw.weights.translate import Part, heads_of, ignored, join, joined_shape, parts, read_config, recognise, renamed
 
-__all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer"]
+__all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer", "tell"]
 
 _log = logging.getLogger("fishpaw")
 _LARGEST_CONFIG = 2**22            # bytes
@@ -80,7 +81,7 @@ def load(
     changes = _given(mask, position, attention, heads, residual_scores, dropout)
     model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
     tokenizer = load_tokenizer(report.folder)
-    _tell(report)
+    tell(report)
     return model, tokenizer
 
 
@@ -108,7 +109,7 @@ def load_model(
     """
     changes = _given(mask, position, attention, heads, residual_scores, dropout)
     model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
-    _tell(report)
+    tell(report)
     return model
 
 
@@ -121,7 +122,7 @@ def inspect(
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
 ) -> tuple[Transformer, Report]:
-    """`load_model`, with any field of ModelConfig to change, and a report of what was found instead of log lines."""
+    """`load_model`, with any field of ModelConfig to change, and a report of what was found instead of log lines (`tell` writes them)."""
     if not dtype.is_floating_point:
         raise ConfigError(f"dtype is {dtype}.", fix="Give torch.float32, torch.bfloat16 or another of real numbers.")
     place = os.path.expanduser(os.fspath(name)).rstrip("/")
@@ -130,6 +131,8 @@ def inspect(
     found = hub.find(name, revision=revision)
     folder = found.folder
     if verify and found.source != "hub" and os.path.lexists(folder / MANIFEST):     # the hub states hashes of its own
+        if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
+            raise CheckpointError(f"{folder / MANIFEST}: is no regular file.", fix="Remove it.")
         verify_manifest(folder, also=blobs(folder))
     path, values = _read_values(folder)
     notes = [] if found.note is None else [found.note]
@@ -174,8 +177,9 @@ def _given(
     return {key: value for key, value in changes.items() if value is not None}
 
 
-def _tell(report: Report) -> None:
-    """What is as expected at level info, what may surprise as a warning; NaN through `warnings`, too: nobody overlooks that."""
+def tell(report: Report) -> None:
+    """Write a report to the log "fishpaw", as `load_model` does: what is as expected at level info, what may surprise as a warning; NaN
+    through `warnings`, too: nobody overlooks that. Whoever called `tell`'s caller is named there."""
     _log.info("%s: a %s model, because %s", report.folder, report.family, report.reason)
     for note in report.notes:
         _log.warning("%s", note)
@@ -227,7 +231,9 @@ def _filled(
     _refuse_giant(config, tensors)
     with torch.device("meta"):
         model = Transformer(config)
+    _refuse_larger(sum(value.numel() for value in model.parameters()), tensors)
     wanted = model.state_dict()
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     known = renamed(list(tensors), family) if family else {name: (name, False) for name in tensors}
     rows = dict(parts(family, config.layers)) if family else {name: [Part((name,), False)] for name in {*wanted, *tensors}}
     free = tuple(piece for field, pieces in _AFFECTED.items() if getattr(config, field) != getattr(before, field) for piece in pieces)
@@ -246,7 +252,7 @@ def _filled(
                 (known[alias][0], part.transposed != known[alias][1]) for alias, part in zip(held, several, strict=True)
             ]
             used.update(alias for part in several for alias in part.names)
-        elif not name.startswith("heads.") and not any(piece in name for piece in free):
+        elif not _may_lack(name, free) and name not in buffers:
             lost += [part.names[0] for part, alias in zip(several, aliases, strict=True) if alias is None] or [name]
     if lost:
         raise CheckpointError(f"{tensors.files[0]}: lacks {len(lost)} tensors: {_few(lost)}.", fix=_OTHER)
@@ -261,16 +267,27 @@ def _filled(
         )
     _refuse_other_shapes(tensors, sources, wanted)
 
-    new = [name for name in wanted if name not in sources]
-    made = _new_tensors(config, new)
+    new = [name for name in wanted if name not in sources and name not in buffers]
+    bare = [name for name in buffers if name not in sources]      # they hold nothing learned: some are never saved
+    made = _new_tensors(config, [*new, *bare])
     state: dict[str, Tensor] = {}
     taken: set[int] = set()
-    for name in wanted:
-        value = join(tensors, sources[name], dtype) if name in sources else made[name].to(dtype)
+    for name, empty in wanted.items():
+        kind = dtype if empty.is_floating_point() else empty.dtype
+        value = join(tensors, sources[name], kind) if name in sources else made[name].to(kind)
         state[name] = value.clone() if value.data_ptr() in taken else value      # tied in the file, two parameters here
         taken.add(value.data_ptr())
     model.load_state_dict(state, assign=True)
+    for name in bare:
+        place, _, leaf = name.rpartition(".")
+        buffer = made[name]
+        setattr(model.get_submodule(place), leaf, buffer.to(dtype) if buffer.is_floating_point() else buffer)
     return model.eval(), tuple(new), tuple(known[name][0] for name in unused)
+
+
+def _may_lack(name: str, free: Sequence[str]) -> bool:
+    """Whether a tensor may start anew: a head's, or one that a turned switch asks for. The encoder of a decoder has none."""
+    return name.startswith("heads.") or (not name.startswith("encoder.") and any(piece in name for piece in free))
 
 
 def _in_backbone(name: str, family: Family) -> bool:
@@ -299,26 +316,45 @@ def _refuse_other_shapes(tensors: Tensors, sources: Mapping[str, list[tuple[str,
 
 
 def _new_tensors(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
-    """Random values for the tensors that no file holds; only the part that they belong to is built, if it is a head or a position."""
+    """Fresh values for the parameters and buffers that no file holds; only the part that they belong to is built, if it is a head or a
+    position."""
     made: dict[str, Tensor] = {}
     for head in config.heads:
         prefix = f"heads.{spec_name(head)}."
         if any(name.startswith(prefix) for name in names):
-            made |= {prefix + name: value for name, value in switch.build("model.heads", head, config).state_dict().items()}
+            made |= _tensors_of(switch.build("model.heads", head, config), prefix)
     if any(name.startswith("position.") for name in names):
-        made |= {f"position.{name}": value for name, value in switch.build("positions", config.position, config).state_dict().items()}
+        made |= _tensors_of(switch.build("positions", config.position, config), "position.")
     if any(name not in made for name in names):
-        made |= Transformer(config).state_dict()
+        made |= _tensors_of(Transformer(config), "")
     return made
 
 
+def _tensors_of(part: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that a state_dict leaves out, too."""
+    pairs = chain(part.named_parameters(remove_duplicate=False), part.named_buffers(remove_duplicate=False))
+    return {prefix + name: value.detach() for name, value in pairs}
+
+
 def _refuse_giant(config: ModelConfig, tensors: Tensors) -> None:
-    """Before anything is built, on meta or not."""
-    if config.layers > len(tensors):
-        raise ConfigError(f"layers is {config.layers}, but {tensors.files[0]} holds {len(tensors)} tensors.", fix=_OTHER)
+    """What would take long even on meta, or overflow there, before anything is built."""
+    layers, inner = config.layers, config.encoder
+    if inner is not None:
+        layers += inner.layers
+        if inner.encoder is not None:
+            raise ConfigError("an encoder within an encoder.", fix="Give the encoder of a decoder none of its own.")
+    if layers > len(tensors):
+        raise ConfigError(f"layers is {layers}, but {tensors.files[0]} holds {len(tensors)} tensors.", fix=_OTHER)
+    for one in (config, inner or config):
+        if one.max_positions * one.embedding > 2**60:             # bytes of such a table have no number
+            raise ConfigError(f"max_positions is {one.max_positions}, of {one.embedding} units each.", fix=_OTHER)
+    _refuse_larger(config.parameters, tensors)
+
+
+def _refuse_larger(count: int, tensors: Tensors) -> None:
     held = sum(_count(tensors.shape(name)) for name in tensors)
-    if config.parameters > 2 * held + 10**7:
-        raise ConfigError(f"{tensors.files[0]}: holds {held:,} numbers, the config asks for about {config.parameters:,}.", fix=_OTHER)
+    if count > 2 * held + 10**7:
+        raise ConfigError(f"{tensors.files[0]}: holds {held:,} numbers, the config asks for about {count:,}.", fix=_OTHER)
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -61,14 +61,14 @@ class Safetensors(Mapping[str, Tensor]):
         return tuple(self._header[name]["shape"])
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write name -> tensor as safetensors, atomically; the same tensors and metadata give the same bytes on every machine.
+def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write name -> tensor as safetensors, atomically; the same tensors give the same bytes on every machine.
 
-    One tensor at a time is copied to the CPU. Tensors that share memory are written as many times as they are named. `metadata`
-    gets `"format": "pt"`, which transformers asks for. (The package itself writes metadata in random order.)
+    One tensor at a time is copied to the CPU. Tensors that share memory are written as many times as they are named. The metadata is
+    `"format": "pt"`, which transformers asks for.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))      # large items first: all are aligned
-    header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         tensor = tensors[name]
@@ -87,10 +87,12 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, *, metada
 
 
 def refuse_accidents(path: Path) -> None:
-    """Raise CheckpointError for a folder, an empty file, a Git LFS pointer, a web page or HDF5 where weights should be."""
+    """Raise CheckpointError for a folder, a pipe, an empty file, a Git LFS pointer, a web page or HDF5 where weights should be."""
     try:
         if path.is_dir():
             raise CheckpointError(f"{path}: is a folder, not a file of weights.", fix="Name the file, or load the folder.")
+        if path.exists() and not path.is_file():                  # to open a pipe is to wait for its writer
+            raise CheckpointError(f"{path}: is no regular file (a pipe or a device).", fix="Copy the weights into a file.")
         with open(path, "rb") as file:
             begin = file.read(64)
     except OSError as error:

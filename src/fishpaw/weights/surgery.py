@@ -87,6 +87,10 @@ def _rebuilt(model: Transformer, config: ModelConfig, change: Callable[[Tensor],
     old = model.state_dict()
     state = {name: change(value) if name in _OVER_VOCABULARY else value.clone() for name, value in old.items()}
     other.load_state_dict(state, assign=True)
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for name in [name for name, value in other.named_buffers(remove_duplicate=False) if value.is_meta]:        # none of the state
+        place, _, leaf = name.rpartition(".")
+        setattr(other.get_submodule(place), leaf, buffers[name].clone())
     learned = {name: value.requires_grad for name, value in model.named_parameters()}
     for name, value in other.named_parameters():
         value.requires_grad_(learned[name])

@@ -8,6 +8,7 @@ tensorflow/core/protobuf/tensor_bundle.proto. Nothing in a file is trusted: size
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fishpaw.errors import CheckpointError
+from fishpaw.files import blobs, inside
 from fishpaw.weights.crc32c import crc32c, masked
 
 __all__ = ["Bundle", "open_bundle"]
@@ -30,14 +32,15 @@ def open_bundle(path: str | Path, *, checksums: bool = True) -> Bundle:
     """Open a checkpoint by its prefix (`bert_model.ckpt`) or by one of its files.
 
     Reads the index; tensors are read when asked for. `checksums=False` reads a file whose checksums are known to be wrong.
-    Raises CheckpointError for anything that is not a whole little-endian bundle, with the file and what to do.
+    Raises CheckpointError for anything that is not a whole little-endian bundle, with the file and what to do; and for files that are
+    links out of their folder (but for those of a hub snapshot, see files.inside).
     """
     prefix = str(path)
     if prefix.endswith(".index"):
         prefix = prefix[: -len(".index")]
     elif ".data-" in Path(prefix).name:
         prefix = prefix[: prefix.rindex(".data-")]
-    index = Path(prefix + ".index")
+    index = _beside(prefix, ".index")
     try:
         return _opened(prefix, index, checksums)
     except _Damage as damage:
@@ -52,7 +55,7 @@ class Bundle(Mapping[str, Tensor]):
 
     def __init__(self, prefix: str, entries: Mapping[str, Entry], slices: Mapping[bytes, Entry], shards: int, checksums: bool) -> None:
         self._prefix, self._entries, self._slices, self._shards, self._checksums = prefix, entries, slices, shards, checksums
-        self._maps: dict[int, Bytes] = {}
+        self._maps: dict[int, tuple[Path, Bytes]] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -74,10 +77,10 @@ class Bundle(Mapping[str, Tensor]):
     def _read(self, entry: Entry) -> Tensor:
         dtype = _dtype(entry)
         size = _bytes(entry.shape, dtype)
-        where = self._shard(entry.shard)
         if entry.shard not in self._maps:
-            self._maps[entry.shard] = _mapped(where)
-        data = self._maps[entry.shard]
+            where = self._shard(entry.shard)
+            self._maps[entry.shard] = where, _mapped(where)
+        where, data = self._maps[entry.shard]
         if entry.size != size:
             raise _Damage(f"{entry.size:,} bytes for shape {list(entry.shape)} of {dtype}, which needs {size:,}", where=where)
         if entry.offset < 0 or entry.offset > len(data) - size:
@@ -114,7 +117,7 @@ class Bundle(Mapping[str, Tensor]):
     def _shard(self, number: int) -> Path:
         if not 0 <= number < self._shards:
             raise _Damage(f"lies in data file {number} of {self._shards}")
-        return Path(f"{self._prefix}.data-{number:05d}-of-{self._shards:05d}")
+        return _beside(self._prefix, f".data-{number:05d}-of-{self._shards:05d}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +179,19 @@ def _opened(prefix: str, index: Path, checksums: bool) -> Bundle:
     return Bundle(prefix, entries, slices, shards, checksums)
 
 
+def _beside(prefix: str, ending: str) -> Path:
+    """A file of the bundle, after making sure that it is no link that leads out of the folder."""
+    path = Path(prefix + ending)
+    return inside(path.parent, path.name, also=blobs(path.parent))
+
+
 def _index_bytes(index: Path) -> bytes:
     try:
-        size = index.stat().st_size
-        if size > _LARGEST_INDEX:
-            raise _Damage(f"{size:,} bytes are too many for the index of a bundle")
+        found = index.stat()
+        if found.st_size > _LARGEST_INDEX:
+            raise _Damage(f"{found.st_size:,} bytes are too many for the index of a bundle")
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):                  # to open a pipe is to wait for its writer
+            raise _Damage("is no regular file (a pipe or a device)")
         content = index.read_bytes()
     except OSError as error:
         raise _Damage(f"can't be read ({error.strerror})") from error
@@ -193,8 +204,10 @@ def _index_bytes(index: Path) -> bytes:
 
 def _mapped(shard: Path) -> Bytes:
     try:
-        size = shard.stat().st_size                               # an empty file can't be mapped
-        return np.memmap(shard, np.uint8, "r") if size and shard.is_file() else np.zeros(0, np.uint8)
+        found = shard.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise _Damage("the data file is no regular file", where=shard)
+        return np.memmap(shard, np.uint8, "r") if found.st_size else np.zeros(0, np.uint8)           # an empty one can't be mapped
     except OSError as error:
         raise _Damage(f"the data file can't be read ({error.strerror})", where=shard) from error
 

@@ -26,6 +26,7 @@ __all__ = [
 
 _OF_OURS: Mapping[str, dict[str, Any]] = {"pooler": {"activation": "tanh", "at": "first"}, "classifier": {"multi_label": False}}
 _MOST_LABELS = 10**5
+_MOST_SINES = 8192                                                # rows: beyond, they could outweigh the model
 _FURNITURE = re.compile(r"/(adam|lamb|Adam|Adam_1)(_[mv])?$")     # the optimizer's slots
 
 
@@ -234,7 +235,7 @@ def export_tensors(state: Mapping[str, Tensor], config: ModelConfig, family: Fam
         for part, piece in zip(several, tensor.split(sizes), strict=True):
             stored = piece.t() if part.transposed and piece.dim() == 2 else piece
             theirs.update(dict.fromkeys(_written(name, part, config), stored))
-    if family.sines is not None:
+    if family.sines is not None and config.max_positions <= _MOST_SINES:
         waves = sinusoids(torch.arange(config.max_positions), config.width)
         theirs[family.sines] = torch.cat((waves[:, 0::2], waves[:, 1::2]), dim=1).to(next(iter(theirs.values())).dtype)
     return theirs
@@ -251,11 +252,12 @@ def joined_shape(tensors: Tensors, sources: Sequence[tuple[str, bool]]) -> tuple
 
 
 def join(tensors: Tensors, sources: Sequence[tuple[str, bool]], dtype: torch.dtype) -> Tensor:
-    """One of our tensors from its pieces: (name in the file, whether it lies transposed there). CheckpointError for whole numbers."""
+    """One of our tensors from its pieces: (name in the file, whether it lies transposed there). CheckpointError for whole numbers where
+    others are wanted."""
     pieces = []
     for name, turned in sources:
         piece = tensors[name]
-        if not piece.is_floating_point():
+        if dtype.is_floating_point and not piece.is_floating_point():
             raise CheckpointError(f"{tensors.files[0]}: tensor {name!r} holds {piece.dtype}.", fix="Load the weights before quantisation.")
         pieces.append((piece.t() if turned and piece.dim() == 2 else piece).to(dtype))
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).contiguous()

@@ -1,0 +1,28 @@
+"""Each recipe runs from top to bottom with --smoke, and ends with its line of result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_sentiment_runs_on_the_bundled_reviews(tmp_path):
+    pytest.importorskip("sklearn", reason="the recipe's baseline needs scikit-learn (extra recipes)")
+    environment = {name: value for name, value in os.environ.items() if name != "FISHPAW_DATA"}
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "sentiment.py"), "--smoke", "--seeds", "3", "--out", str(tmp_path)]
+    done = subprocess.run(command, env={**environment, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, encoding="utf-8", timeout=150)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "200 used to train, 50 to evaluate" in lines[0] and re.match(r"RoFormer from nothing, seed 3  0\.\d{4}  \(4 steps, ", lines[-2])
+    last = re.fullmatch(r"RoFormer from nothing, mean    (0\.\d{4}) ± 0\.0000 of 1 seeds", lines[-1])
+    assert last, lines[-1]
+    summary = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert f"{summary['mean']:.4f}" == last[1] and summary["accuracy"] == [summary["mean"]] and 0.5 < summary["baseline"] < 1

@@ -93,7 +93,7 @@ def test_a_monstrous_config_is_refused_at_once(changes):
 
 def test_parameters_are_near_the_truth_for_bert_base():
     config = ModelConfig(vocab_size=21128, hidden_size=768, layers=12, attention_heads=12, intermediate_size=3072)
-    assert config.parameters == pytest.approx(102.3e6, rel=0.01) and config.parameters < MOST_PARAMETERS
+    assert config.parameters == pytest.approx(102.3e6, rel=0.02) and config.parameters < MOST_PARAMETERS
 
 
 def test_an_unknown_field_is_answered_with_the_nearest():

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from fishpaw import switch
+from fishpaw.attention.softmax import Softmax
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Attended, Attention, Batch, Position
 from fishpaw.decoding.stepper import TransformerStepper
@@ -77,18 +78,15 @@ def assert_same_however_laid(model):
     assert far(expected, [one.roll(1, 0) for one in expected]) > 1e-3            # far from constant: the comparison could fail
 
 
-def walk_tree(model, seed=0, turns=9, left=False, encoder=None, sources=None, cache=None):
+def walk_tree(model, seed=0, turns=9, left=False, sources=None, cache=None):
     """A random tree of steps, moves and compactions over prompts of different lengths: the largest difference from each row read anew."""
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     ids, segments = texts((5, 2, 7, 3))
     rows = [(prompt, ids[prompt], segments[prompt]) for prompt in range(len(ids))]
-    stepper, generated = TransformerStepper(model, encoder=encoder), int(model.mask.clock == "unilm")
+    stepper, generated = TransformerStepper(model, room=seed % 5 or None), int(model.mask.clock == "unilm")
 
     def anew(prompt, tokens, segment):
-        read = {}
-        if encoder is not None:
-            batch = Batch.padded(sources[prompt][None])
-            read = {"encoded": encoder(batch).hidden.flatten(0, 1), "encoder_batch": batch}
+        read = {} if sources is None else {"encoder_batch": Batch.padded(sources[prompt][None])}
         return alone(model, [tokens], [segment], **read)[0]
 
     encoder_batch = None if sources is None else padded(sources, [torch.zeros_like(one) for one in sources], left)
@@ -289,7 +287,7 @@ class Recurrent(Attention):
         out = (turned_q[..., None, :] @ sums[0])[..., 0, :] / (q * sums[1]).sum(-1, keepdim=True).clamp_min(1e-30)
         return out.transpose(1, 2).flatten(2, 3)
 
-    def memory(self):
+    def memory(self, room=None):
         return State()
 
 
@@ -404,16 +402,23 @@ def test_a_line_that_does_not_move_with_its_row_is_caught():
 
 @pytest.mark.parametrize("changes", [{}, {"position": "rotary", "norm_at": "pre"}, {"residual_scores": True}], ids=str)
 def test_a_decoder_that_reads_an_encoder_is_the_same_cached_and_beamed(changes):
-    encoder = tiny(seed=3, hidden_size=19, head_size=6, heads=(), layers=2)
-    decoder = tiny(mask="causal", encoder=encoder.config, **changes)
+    encoder = tiny(seed=3, hidden_size=19, head_size=6, heads=(), layers=2).config
+    model = tiny(mask="causal", encoder=encoder, **changes)
     sources = texts((4, 9, 1, 6))[0]
     for left in (False, True):
-        assert walk_tree(decoder, seed=5, left=left, encoder=encoder, sources=sources) < 1e-10
+        assert walk_tree(model, seed=5, left=left, sources=sources) < 1e-10
+
+
+def test_an_encoder_is_trained_with_its_decoder():
+    model = tiny(mask="causal", encoder=tiny(hidden_size=19, head_size=6, heads=(), layers=1).config).train()
+    with torch.enable_grad():
+        model(torch.randint(37, (3, 5)), encoder_batch=Batch.padded(torch.randint(37, (3, 4)))).logits.logsumexp(-1).sum().backward()
+    inner = {name: parameter for name, parameter in model.named_parameters() if name.startswith("encoder.layers.0.") and parameter.dim() > 1}
+    assert inner and all(parameter.grad is not None and float(parameter.grad.abs().max()) > 0 for parameter in inner.values())
 
 
 def test_a_decoder_reads_its_own_row_of_the_encoder_and_no_padding():
-    encoder = tiny(seed=3, hidden_size=19, head_size=6, heads=())
-    decoder = tiny(mask="causal", encoder=encoder.config)
+    decoder = tiny(mask="causal", encoder=tiny(seed=3, hidden_size=19, head_size=6, heads=()).config)
     cells, keep = pad(texts((4, 9))[0])
     ids = torch.randint(37, (2, 5))
     noise = torch.where(keep, cells, torch.randint(37, cells.shape))
@@ -421,11 +426,50 @@ def test_a_decoder_reads_its_own_row_of_the_encoder_and_no_padding():
     other[1, 2] = (other[1, 2] + 1) % 37
 
     def read(source):
-        batch = Batch.padded(source, keep=keep)
-        return decoder(ids, encoded=encoder(batch).hidden.flatten(0, 1), encoder_batch=batch).logits
+        return decoder(ids, encoder_batch=Batch.padded(source, keep=keep)).logits
 
     assert torch.equal(read(cells), read(noise))
     assert torch.equal(read(cells)[0], read(other)[0]) and not torch.equal(read(cells)[1], read(other)[1])
+
+
+def test_a_kernel_that_keeps_no_full_mask_reads_no_encoder():
+    class Ahead(Softmax):
+        clocks = frozenset({"causal"})
+
+    with pytest.raises(ConfigError, match="can't read an encoder"):
+        tiny(mask="causal", attention=lambda config: Ahead(config.width), encoder=tiny(heads=()).config)
+
+
+# A norm that reads a condition
+
+class Conditional(torch.nn.LayerNorm):
+    """x -> norm(x) + (what the condition says of the width): one condition a row, laid to its tokens by the model."""
+
+    conditional = True
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.shift = torch.nn.Linear(5, size, bias=False)
+
+    def forward(self, x, condition=None):
+        return super().forward(x) + self.shift(condition)
+
+
+@pytest.mark.parametrize("norm_at", ["post", "pre"])
+def test_a_conditional_norm_reads_its_rows_condition_however_laid(norm_at):
+    model = tiny(norm=Conditional, norm_at=norm_at)
+    ids = texts((5, 2, 7))[0]
+    conditions = torch.randn(3, 5, dtype=torch.float64)
+    one = [model(text[None], condition=told[None]).logits[0] for text, told in zip(ids, conditions, strict=True)]
+    cells, keep = pad(ids)
+    batch = Batch.padded(cells, keep=keep, condition=conditions)
+    packed = Batch.packed(ids, condition=conditions)
+    for found in (batch.unpack(model(batch).logits.flatten(0, 1)), packed.unpack(model(packed).logits)):
+        assert max(float((a - b).abs().max()) for a, b in zip(one, found, strict=True)) < 1e-10
+    swapped = model(Batch.packed(ids, condition=conditions.roll(1, 0))).logits                  # the planted fault: another's condition
+    assert float((swapped - model(packed).logits).abs().max()) > 1e-3
+    with pytest.raises(ConfigError, match="read a condition"):
+        model(ids[0][None])
 
 
 # A switch of one's own

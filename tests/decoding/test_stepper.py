@@ -99,7 +99,7 @@ def test_steps_count_on_from_the_positions_that_the_prompt_was_given(position):
     expected = next_scores(model, [3, 1, 4, 7, 8], positions=torch.tensor([[2, 5, 4, 5, 6]]))
     assert float((found - expected).abs().max()) < 1e-10
     if position == "learned":
-        with pytest.raises(DataError, match="positions go from 7 to 14, but the model has 13"):
+        with pytest.raises(DataError, match="15 tokens.*13 positions"):
             stepper.step(torch.zeros(1, 8, dtype=torch.long))
 
 
@@ -184,16 +184,8 @@ def test_prompts_that_can_not_be_read_are_refused():
         stepper.start(batch(), batch())
 
 
-def test_an_encoder_must_be_there_fit_and_be_fed():
-    encoder = tiny(mask="full", heads=())
-    decoder = tiny(encoder=encoder.config)
-    with pytest.raises(ConfigError, match="Give the encoder"):
-        TransformerStepper(decoder)
-    with pytest.raises(ConfigError, match="reads no encoder"):
-        TransformerStepper(tiny(), encoder=encoder)
-    with pytest.raises(ConfigError, match="16 wide.*reads 14"):
-        TransformerStepper(decoder, encoder=tiny(hidden_size=16))
-    stepper = TransformerStepper(decoder, encoder=encoder)
+def test_an_encoder_must_be_fed():
+    stepper = TransformerStepper(tiny(encoder=tiny(mask="full", heads=()).config))
     with pytest.raises(DataError, match="encoder_batch is missing"):
         stepper.start(batch())
     with pytest.raises(DataError, match="text of the encoder in row 0 has no token"):

@@ -73,9 +73,9 @@ def test_a_tied_table_is_one_tensor_and_learns_from_both_sides():
 @pytest.mark.parametrize(
     ("names", "changes", "said"),
     [
-        (("nsp",), {}, "nsp and classifier read the pooler"),
+        (("nsp",), {}, "nsp reads the pooler"),
         (({"name": "classifier", "labels": ["a"]},), {}, 'Add "pooler"'),
-        (("mlm", "lm"), {}, "mlm and lm both make logits"),
+        (("mlm", "lm"), {}, "mlm makes logits, and so does another"),
         (("lm",), {"embedding_size": 9}, "'lm' can't be tied: the embedding is 9 wide, the hidden state 14"),
         (("mlm", "mlm"), {}, "names 'mlm' twice"),
         (("mlmm",), {}, "Did you mean 'mlm'"),

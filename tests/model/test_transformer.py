@@ -193,7 +193,7 @@ def test_heads_are_kept_added_and_dropped():
     model.set_heads([{"name": "pooler", "at": "last"}])
     assert model.heads["pooler"] is not pooler
     for wrong in (["nsp"], ["mlmm"], ["mlm", "lm"]):
-        with pytest.raises(ConfigError, match="read the pooler|Did you mean 'mlm'|both make logits"):
+        with pytest.raises(ConfigError, match="reads the pooler|Did you mean 'mlm'|so does another"):
             model.set_heads(wrong)
         assert list(model.heads) == ["pooler"] and model.config.heads == ({"name": "pooler", "at": "last"},)        # as it was
 
@@ -224,7 +224,7 @@ def test_a_cache_leaves_out_sequence_heads_and_training_appends_once():
         ({"padding": torch.ones(7).bool()}, ValueError, r"padding has shape \(7,\)"),
         ({"positions": torch.ones(1, 7).long()}, ValueError, r"positions has shape \(1, 7\)"),
         ({"segments": torch.full((3, 7), 2)}, DataError, "segments go from 2 to 2, but the model has 2"),
-        ({"positions": torch.full((3, 7), 43)}, DataError, "positions go from 43 to 43, but the model has 43"),
+        ({"positions": torch.full((3, 7), 43)}, DataError, "A text of 44 tokens, but the model has 43 positions"),
         ({"condition": torch.ones(3, 5)}, ConfigError, "reads a condition"),
         ({"embedded": torch.ones(3, 7, 23)}, ValueError, r"embedded has shape \(3, 7, 23\): give \(21, 23\)"),
         ({"encoded": torch.ones(21, 23)}, ValueError, "reads no encoder"),

@@ -20,14 +20,14 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         size, std = config.embedding, config.init_std
-        self.tokens = nn.Embedding(config.vocab_size, size)
-        self.segments = nn.Embedding(config.segments, size) if config.segments else None
+        self.tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, size), freeze=False)  # not initialised twice
+        self.segments = nn.Embedding.from_pretrained(torch.empty(config.segments, size), freeze=False) if config.segments else None
         self.norm: nn.Module | None = switch.build("norms", config.norm, size) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.project = Linear(size, config.hidden_size, std=std) if size != config.hidden_size else None
         self.query = nn.Parameter(torch.randn(size) * std) if config.stream == "positions" else None
         for table in (self.tokens, self.segments):
-            if table is not None:
+            if table is not None and not table.weight.is_meta:
                 nn.init.normal_(table.weight, std=std)
 
     def forward(self, batch: Batch, position: Position, embedded: Tensor | None = None, condition: Tensor | None = None) -> Tensor:

@@ -51,10 +51,11 @@ class Linear(nn.Linear):
         self.packed: Packed | None = None
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        nn.init.normal_(self.weight, std=self.std)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        """Draw the weights anew. Not where there is no memory: on the meta device torch would import its compiler to do nothing."""
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=self.std)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """x [n in] -> [n out], through the activation, if there is one, in the same pass where that can be."""
@@ -133,11 +134,11 @@ class _Product(torch.autograd.Function):
 def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
+        and not torch.compiler.is_compiling()                        # before the length, which a trace must not be bound to
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 2
         and len(x) >= FEWEST
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and path() == "onednn"
     )
 

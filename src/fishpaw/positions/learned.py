@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fishpaw.config import ModelConfig
@@ -16,8 +17,9 @@ class Learned(Position):
     def __init__(self, length: int, size: int, std: float) -> None:
         super().__init__()
         self.length = length
-        self.table = nn.Embedding(length, size)
-        nn.init.normal_(self.table.weight, std=std)
+        self.table = nn.Embedding.from_pretrained(torch.empty(length, size), freeze=False)              # not initialised twice
+        if not self.table.weight.is_meta:
+            nn.init.normal_(self.table.weight, std=std)
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         rows: Tensor = self.table(pos)

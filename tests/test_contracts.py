@@ -410,7 +410,7 @@ def test_a_decoder_that_reads_an_encoder_is_the_same_cached_and_beamed(changes):
 
 
 def test_an_encoder_is_trained_with_its_decoder():
-    model = tiny(mask="causal", encoder=tiny(hidden_size=19, head_size=6, heads=(), layers=1).config).train()
+    model = tiny(mask="causal", encoder=tiny(hidden_size=19, head_size=6, heads=(), layers=1).config).train().requires_grad_()
     with torch.enable_grad():
         model(torch.randint(37, (3, 5)), encoder_batch=Batch.padded(torch.randint(37, (3, 4)))).logits.logsumexp(-1).sum().backward()
     inner = {name: parameter for name, parameter in model.named_parameters() if name.startswith("encoder.layers.0.") and parameter.dim() > 1}

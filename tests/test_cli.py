@@ -22,7 +22,7 @@ import fishpaw
 from fishpaw.cli import main
 
 VERBS = [[], ["demo"], ["doctor"], ["train"], ["train", "classify"], ["evaluate", "classify"], ["predict", "classify"], ["fill"],
-         ["generate"], ["convert"]]  # fmt: skip
+         ["generate"], ["convert"], ["export"], ["export", "onnx"]]  # fmt: skip
 LETTERS = "今天气我们去公园玩吧房间前台很热情下次"
 
 
@@ -175,7 +175,7 @@ def test_train_evaluate_predict(fishpaw_, models, files):
     assert len(re.findall(r"step +\d+  loss \d\.\d{3}  accuracy \d\.\d{3}", done.err)) == 8
 
     again = fishpaw_(*words, "--json")                                # a run that ended is not run again
-    assert again.objects == [figures]
+    assert again.objects == [figures] and "nothing was trained (--restart begins anew)" in again.err
 
     measured = fishpaw_("evaluate", "classify", "--model", out / "model", "--data", files.folder / "dev.tsv", "--json")
     assert measured.objects[0]["accuracy"] == 1.0 and measured.objects[0]["majority"] == 0.5 and not measured.err
@@ -276,7 +276,7 @@ def test_the_same_command_goes_on_after_a_kill(fishpaw_, models, files):
     whole = fishpaw_(*words, files.folder / "whole", "--json")
     assert second.code == whole.code == 0, second
     events = [json.loads(line)["event"] for line in (files.folder / "killed" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert "resume" in events
+    assert "resume" in events and re.search(r"fishpaw: going on from step \d+\n", second.err)
     (one,), (other,) = second.objects, whole.objects
     assert {**one, "seconds": 0, "model": ""} == {**other, "seconds": 0, "model": ""}
     name = "model/model.safetensors"
@@ -295,7 +295,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(models, files):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and out == b"" and err.decode().splitlines()[-1] == "fishpaw: stopped.", err
+    assert process.returncode == 130 and out == b"" and err.decode().splitlines()[-1] .startswith("fishpaw: stopped at step "), err
     assert b"Traceback" not in err and (files.folder / "run" / "checkpoint" / "manifest.json").exists()
 
 
@@ -353,9 +353,9 @@ def test_streamed_is_what_is_printed_at_once(fishpaw_, models, options):
         (["--temperature", "nan", "--sample"], "temperature is nan"),
         (["--temperature", "-1", "--sample"], "temperature is -1"),
         (["--temperature", "0.5"], "Add --sample"),
-        (["--top-p", "0", "--sample"], "top_p is 0"),
-        (["--top-p", "1.1", "--sample"], "top_p is 1.1"),
-        (["--top-k", "0", "--sample"], "top_k is 0"),
+        (["--top-p", "0", "--sample"], "--top-p is 0"),
+        (["--top-p", "1.1", "--sample"], "--top-p is 1.1"),
+        (["--top-k", "0", "--sample"], "--top-k is 0"),
         (["--top-k", "5"], "Add --sample"),
         (["--sample", "--beams", "2"], "exclude each other"),
         (["--stream", "--n", "2"], "Leave them out"),
@@ -364,15 +364,15 @@ def test_streamed_is_what_is_printed_at_once(fishpaw_, models, options):
         (["--n", "0"], "n is 0"),
         (["--n", "0", "--sample"], "n is 0"),
         (["--beams", "0"], "beams is 0"),
-        (["--beams", "2", "--length-penalty", "nan"], "length_penalty is nan"),
+        (["--beams", "2", "--length-penalty", "nan"], "--length-penalty is nan"),
         (["--length-penalty", "1"], "for the beam search"),
-        (["--max-new", "0"], "max_new is 0"),
-        (["--max-new", "1000000000"], "max_new is 1000000000"),
+        (["--max-new", "0"], "--max-new is 0"),
+        (["--max-new", "1000000000"], "--max-new is 1000000000"),
         (["--max-new", "100"], "100 new tokens, but the model has 61 positions"),
-        (["--min-new", "-1"], "min_new is -1"),
-        (["--min-new", "9", "--max-new", "5"], "min_new is 9"),
+        (["--min-new", "-1"], "--min-new is -1"),
+        (["--min-new", "9", "--max-new", "5"], "--min-new is 9"),
         (["--mask", "sideways"], "sideways"),
-        (["--mask", "full"], 'Load it with mask="causal"'),
+        (["--mask", "full"], "--mask causal"),
         (["--device", "cuda:99"], "not on this machine"),
         (["--data", "x.txt"], "A text and --data are given"),
     ],
@@ -446,15 +446,15 @@ def test_data_that_cannot_be_read_is_one_sentence(fishpaw_, models, files, verb,
         (["--epochs", "0"], "epochs is 0"),
         (["--epochs", "nan"], "epochs is nan"),
         (["--steps", "0"], "steps is 0"),
-        (["--batch-size", "0"], "batch_size is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
         (["--accumulate", "-3"], "accumulate is -3"),
-        (["--learning-rate", "inf"], "learning_rate is inf"),
+        (["--learning-rate", "inf"], "--learning-rate is inf"),
         (["--warmup", "1"], "warmup is 1"),
-        (["--weight-decay", "-1"], "weight_decay is -1"),
+        (["--weight-decay", "-1"], "--weight-decay is -1"),
         (["--precision", "fp8"], "precision is 'fp8'"),
-        (["--evaluate-every", "0"], "evaluate_every is 0"),
+        (["--evaluate-every", "0"], "--evaluate-every is 0"),
         (["--patience", "0"], "patience is 0"),
-        (["--max-length", "3"], "max_length is 3"),
+        (["--max-length", "3"], "--max-length is 3"),
         (["--device", "abacus"], "--device abacus is no device"),
         (["--device", "cuda:99"], "not on this machine"),
         (["--device", "cpu:1"], "not on this machine"),
@@ -479,13 +479,29 @@ def test_train_refuses_a_dev_with_another_label_before_it_trains(fishpaw_, model
     refused(fishpaw_(*words, "--data", two), "two.jsonl, line 1: 2 labels, where one is wanted.*multi-label")
 
 
+def test_a_column_of_texts_taken_for_labels_is_refused_before_training(fishpaw_, models, files):
+    words = ["train", "classify", "--out", files.folder / "run", "--model", models / "bert", "--steps", 1, "--data"]
+    data = files("swapped.tsv", "".join(f"pos\t{first}{second}\n" for first in LETTERS[:5] for second in LETTERS[:5]))
+    refused(fishpaw_(*words, data), "swapped.tsv: 25 labels for 25 examples: is the label column the last one")
+    refused(fishpaw_(*words, files("named.csv", "label,remark\npos,a\n")), "named.csv, line 1: .*'remark' is not known")
+    assert not (files.folder / "run").exists()
+    few = files("few.tsv", "".join(f"{letter}\t{letter}\n" for letter in LETTERS[:9]))
+    assert fishpaw_(*words, few).code == 0
+
+
+def test_out_is_looked_at_before_the_data(fishpaw_, files):
+    done = fishpaw_("train", "classify", "--data", files.folder / "nowhere.tsv", "--out", files.folder / "dev.tsv" / "run")
+    refused(done, "--out .*dev.tsv is a file, not a folder")
+
+
 def test_models_that_are_none_are_one_sentence(fishpaw_, models, files):
     (files.folder / "empty").mkdir()
     (files.folder / "broken").mkdir()
     (files.folder / "broken" / "config.json").write_text("{", encoding="utf-8")
     data = files.folder / "dev.tsv"
     for model, says in ((files.folder / "empty", "holds no"), (files.folder / "broken", "config.json"), (data, "not a file of weights"),
-                        (models / "bert", "holds no classifier"), (f"{files.folder}/nowhere", "no such file or folder"), ("", "no name")):
+                        (models / "bert", "holds no classifier.*fishpaw train classify"), ("", "no name"),
+                        (f"{files.folder}/nowhere", "no such file or folder")):
         refused(fishpaw_("evaluate", "classify", "--model", model, "--data", data), says)
     for verb in (["fill", "[MASK]"], ["generate", "今"], ["predict", "classify", "今"]):
         refused(fishpaw_(*verb, "--model", files.folder / "empty"), "holds no")

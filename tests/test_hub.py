@@ -504,6 +504,8 @@ def test_offline_with_and_without_the_model(hub: Hub, monkeypatch: pytest.Monkey
     fetched = find("fish/paw")
     before = len(hub.asked)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match="there is no folder fishbone here. Unset HF_HUB_OFFLINE to ask the hub"):
+        find("fishbone")
     found = find("fish/paw")
     assert found.folder == fetched.folder and found.revision == COMMIT and found.note is not None
     assert len(hub.asked) == before

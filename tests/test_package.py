@@ -124,14 +124,9 @@ def test_no_document_in_one_language_only():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere_and_python_parses(path):
-    text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fp":
-                assert node.attr in fishpaw.__all__, f"fp.{node.attr}"
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_zh.md"])

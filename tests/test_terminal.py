@@ -72,3 +72,15 @@ def test_arguments_are_utf8_whatever_the_locale_made_of_them(monkeypatch):
 def test_warnings_are_a_sentence(capsys):
     terminal.show_warning(UserWarning("two lines are bad"), UserWarning, "cli.py", 7)
     assert capsys.readouterr().err == "fishpaw: two lines are bad\n"
+
+
+def test_arguments_are_spelled_as_options():
+    said = {
+        "max_new is 0. Give 1 or more.": "--max-new is 0. Give 1 or more.",
+        "n is 0.": "--n is 0.",
+        'Load it with mask="causal" or mask="unilm".': "Load it with --mask causal or --mask unilm.",
+        "or start anew (resume=False; --restart), which": "or start anew (--restart), which",
+        "max_new.tsv: n is what it is.": "max_new.tsv: n is what it is.",
+        "vocab_size is 0.": "vocab_size is 0.",
+    }
+    assert {text: terminal.in_options(text) for text in said} == said

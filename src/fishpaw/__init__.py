@@ -14,24 +14,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fishpaw import tasks as tasks
     from fishpaw.config import ModelConfig as ModelConfig
+    from fishpaw.data.labelled import LabelledText as LabelledText
+    from fishpaw.data.labelled import read_labelled as read_labelled
     from fishpaw.errors import FishpawError as FishpawError
     from fishpaw.model.transformer import Transformer as Transformer
     from fishpaw.tasks.encode import encode as encode
+    from fishpaw.train.options import Options as Options
     from fishpaw.weights.load import load as load
     from fishpaw.weights.load import load_model as load_model
     from fishpaw.weights.save import save as save
 
-__all__ = ["FishpawError", "ModelConfig", "Transformer", "__version__", "encode", "load", "load_model", "save", "tasks"]
+__all__ = [
+    "FishpawError", "LabelledText", "ModelConfig", "Options", "Transformer", "__version__", "encode", "load", "load_model", "read_labelled",
+    "save", "tasks",
+]  # fmt: skip
 
 __version__ = "0.1.0"
 
 _PLACES = {                                                          # public name -> module, and the name there ("" for the module itself)
     "FishpawError": ("fishpaw.errors", "FishpawError"),
+    "LabelledText": ("fishpaw.data.labelled", "LabelledText"),
     "ModelConfig": ("fishpaw.config", "ModelConfig"),
+    "Options": ("fishpaw.train.options", "Options"),
     "Transformer": ("fishpaw.model.transformer", "Transformer"),
     "encode": ("fishpaw.tasks.encode", "encode"),
     "load": ("fishpaw.weights.load", "load"),
     "load_model": ("fishpaw.weights.load", "load_model"),
+    "read_labelled": ("fishpaw.data.labelled", "read_labelled"),
     "save": ("fishpaw.weights.save", "save"),
     "tasks": ("fishpaw.tasks", ""),
 }

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from fishpaw import __version__
 from fishpaw.errors import ConfigError, DataError, FishpawError
-from fishpaw.terminal import beside_a_bar, decoded, leave, show_warning, tell, write, write_figures, write_json
+from fishpaw.terminal import beside_a_bar, decoded, in_options, leave, show_warning, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except FishpawError as error:
-            tell(f"fishpaw: {error}")
+            tell(f"fishpaw: {in_options(str(error))}")
             leave(error.exit_code)
         except KeyboardInterrupt:
             tell("fishpaw: stopped.")
@@ -153,9 +153,13 @@ def train_classify(
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
     place = _device(device)
+    _check_out(out)
     examples = _labelled(data, limit, skip_bad, multi_label)
     held_out = _labelled(dev, None, skip_bad, multi_label) if dev else None
     names = [label.strip() for label in labels.split(",")] if labels else sorted({label for one in examples for label in one.labels})
+    if not labels and len(examples) >= 20 and 2 * len(names) > len(examples):
+        what = f"{data}: {len(names)} labels for {len(examples)} examples: is the label column the last one?"
+        raise DataError(what, fix="Name the columns in the first row (text, label), or give --labels if they are right.")
     if model is None:
         texts = [text for one in examples for text in (one.text, one.pair) if text]
         task = Classify.new(texts, names, multi_label=multi_label, max_length=max_length, seed=seed)
@@ -165,12 +169,21 @@ def train_classify(
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     tell(f"fishpaw: {len(examples)} examples, {len(names)} labels ({shown}), on {place}; log: {out / 'log.jsonl'}")
     say = beside_a_bar(tell)
+    stopped_at: list[int] = []
 
     def report(record: dict[str, Any]) -> None:
-        if (line := curve(record)) is not None:
+        if record["event"] == "stop":
+            stopped_at.append(record["step"])
+        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else curve(record):
             say(line)
 
-    result = task.fit(examples, held_out, options=options, out=out, resume=not restart, report=report)
+    try:
+        result = task.fit(examples, held_out, options=options, out=out, resume=not restart, report=report)
+    except KeyboardInterrupt:
+        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
+        leave(130)
+    if result.resumed_from == result.step:
+        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
     figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
                "seconds": result.seconds, "model": str(out / "model")}
     write_figures(figures, as_json)
@@ -390,6 +403,14 @@ def _classifier(model: str, device: str) -> Classify:
     return task
 
 
+def _check_out(out: Path) -> None:
+    """Before minutes of reading: whether a folder can be made there. Nothing is made yet."""
+    there = next((part for part in (out, *out.absolute().parents) if os.path.lexists(part)), Path("/"))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "can't be written" if there.is_dir() else "is a file, not a folder"
+        raise ConfigError(f"--out {out}: {there} {what}.", fix="Choose a folder that you may write to.")
+
+
 def _device(name: str) -> torch.device:
     import torch
 
@@ -416,8 +437,8 @@ def _labelled(path: str, limit: int | None, skip_bad: int, multi_label: bool) ->
 
 def _with_parts(example: LabelledText) -> LabelledText:
     """On the command line commas part labels, in the data, too: "a,b" are two."""
-    parts = [part.strip() for label in example.labels for part in label.split(",")]
-    return replace(example, labels=tuple(dict.fromkeys(part for part in parts if part)))
+    parts = (part.strip() for label in example.labels for part in label.split(","))
+    return replace(example, labels=tuple(dict.fromkeys(filter(None, parts))))
 
 
 def _source(text: str | None, data: str | None) -> str:

@@ -17,7 +17,7 @@ from fishpaw.errors import FishpawError
 
 __all__ = ["Finding", "examine"]
 
-_EXTRAS = {"jieba": "zh", "sklearn": "recipes", "transformers": "parity"}
+_EXTRAS = {"jieba": "zh", "onnxruntime": "onnx", "sklearn": "recipes", "transformers": "parity"}
 
 
 @dataclass(frozen=True)

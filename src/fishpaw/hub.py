@@ -271,7 +271,8 @@ class _Hub:
         bundle = any(re.fullmatch(_BUNDLE, name) for name in names)             # comes without a config.json at times
         if not _choose([_File(name, None, None) for name in names]) or not ("config.json" in names or bundle):
             missing = "only in part or at another revision" if any(self.folder.glob("snapshots/*/*")) else "not"
-            raise HubError(f"{self.repository}@{self.wanted} is {missing} in the cache {self.cache}, and {because}.", fix=self.ways_out())
+            what = f"{self.repository}@{self.wanted} is {missing} in the cache {self.cache}, and {because}; {self.no_folder()}."
+            raise HubError(what, fix=self.ways_out())
         for name in names:
             self.verify(snapshot / name, None, _blob_name(snapshot / name))
         return Found(snapshot, "hub", self.repository, commit,
@@ -280,7 +281,13 @@ class _Hub:
     def ways_out(self) -> str:
         here = self.candidates()
         listed = f"In the cache: {', '.join(here[:8])}{', …' if len(here) > 8 else ''}." if here else "The cache holds no model."
-        return f"Set HF_ENDPOINT to a mirror, or give a local folder. {listed}"
+        switches = " and ".join(name for name in _OFFLINE if os.environ.get(name)) if _is_offline() else ""
+        first = f"Unset {switches} to ask the hub (HF_ENDPOINT: a mirror)" if switches else "Set HF_ENDPOINT to a mirror"
+        return f"{first}, or give a local folder. {listed}"
+
+    def no_folder(self) -> str:
+        """A mistyped folder is asked of the hub, too: say that it was looked for."""
+        return f"there is no folder {self.repository} here"
 
     def candidates(self) -> list[str]:
         """Models that the cache holds, nearest name first."""
@@ -328,10 +335,10 @@ class _Hub:
             raise HubError(f"{self.repository} is given only to those who were granted access ({status}).",
                            fix=f"Ask for it on {self.endpoint}/{self.repository}, then set HF_TOKEN.")
         if status == 401:
-            raise HubError(f"{self.endpoint} has no public model {self.repository}, or does not accept the token (401).",
-                           fix=f"If it is private, set HF_TOKEN. {advice}")
+            what = f"{self.endpoint} has no public model {self.repository}, or does not accept the token (401); {self.no_folder()}."
+            raise HubError(what, fix=f"If it is private, set HF_TOKEN. {advice}")
         if status == 404:
-            raise HubError(f"{self.endpoint} has no model {self.repository} (404).", fix=advice)
+            raise HubError(f"{self.endpoint} has no model {self.repository} (404); {self.no_folder()}.", fix=advice)
         raise _Unreachable(f"{self.endpoint} answers with status {status}")
 
     def no_hub(self) -> HubError:
@@ -347,12 +354,16 @@ class _Hub:
         raise HubError(f"The cache {self.cache} can't be written: {error.strerror}.", fix="Set HF_HOME to a folder that can be.") from None
 
 
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
 class _Unreachable(Exception):
     """The hub can't be asked now; str() says why. Never leaves this file."""
 
 
 def _is_offline() -> bool:
-    return (os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "").upper() in {"1", "ON", "YES", "TRUE"}
+    first, second = (os.environ.get(name) for name in _OFFLINE)
+    return (first or second or "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _choose(files: list[_File]) -> list[_File]:

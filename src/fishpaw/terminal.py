@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-__all__ = ["beside_a_bar", "decoded", "leave", "show_warning", "tell", "write", "write_figures", "write_json"]
+__all__ = ["beside_a_bar", "decoded", "in_options", "leave", "show_warning", "tell", "write", "write_figures", "write_json"]
+
+_OPTIONS = (
+    "accumulate", "batch_size", "beams", "epochs", "evaluate_every", "learning_rate", "length_penalty", "max_length", "max_new", "min_new",
+    "n", "patience", "precision", "steps", "temperature", "top_k", "top_p", "warmup", "weight_decay",
+)  # fmt: skip
+_NAMED = re.compile(rf"^({'|'.join(_OPTIONS)})(?= is )")
+_SPELLED = {
+    'mask="causal"': "--mask causal", 'mask="unilm"': "--mask unilm", "resume=False; --restart": "--restart", "(max_new)": "(--max-new)",
+}  # fmt: skip
 
 
 def write(line: str, *, end: str = "\n") -> None:
@@ -63,6 +73,13 @@ def beside_a_bar(say: Callable[[str], None]) -> Callable[[str], None]:
 def show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """For warnings.showwarning: what is wrong, without the line of code that noticed it."""
     tell(f"fishpaw: {message}")
+
+
+def in_options(message: str) -> str:
+    """What the library says of its arguments, in the spelling of the options: "max_new is 0" is --max-new, mask="causal" --mask causal."""
+    for written, option in _SPELLED.items():
+        message = message.replace(written, option)
+    return _NAMED.sub(lambda found: "--" + found[1].replace("_", "-"), message)
 
 
 def decoded(text: str) -> str:

@@ -36,7 +36,11 @@ def test_tabs(tmp_path: Path, name: str, wanted: list[tuple[str, str | None, tup
     assert [record.line for record in found] == [1, 3, 5][: len(found)]
 
 
-@pytest.mark.parametrize("header", ["label\ttext_a\ttext_b", "Label\tsentence1\tsentence2", " label \ttext\tpair"])
+@pytest.mark.parametrize(
+    "header",
+    ["label\ttext_a\ttext_b", "label\tReview\tpair", "label\tcontent\ttext_b", "label\ttitle\tsentence2",
+     "Label\tsentence1\tsentence2", " label \ttext\tpair"],
+)  # fmt: skip
 def test_a_row_of_names_gives_the_order(tmp_path: Path, header: str) -> None:
     text = header + "\n" + "".join(f"{label}\t{a}\t{b}\n" for a, b, (label,) in PAIRED)
     assert plain(list(read_labelled(write(tmp_path, "a.tsv", text)))) == PAIRED
@@ -50,9 +54,12 @@ def test_json_lines(tmp_path: Path) -> None:
         {"sentence": "\ud800", "labels": ["a", "b"], "pair": None},
         {"text": "", "labels": [], "more": {"a": 1}},
         {"text": "甲", "label": True},
+        {"text": "甲", "title": "not read", "label": "x"},
+        {"content": "乙", "label": "x"},
     ]
     path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
     wanted = [("甲", None, ("3",)), ("甲", "乙", ("x",)), ("\ufffd", None, ("a", "b")), ("", None, ()), ("甲", None, ("true",))]
+    wanted += [("甲", None, ("x",)), ("乙", None, ("x",))]
     assert plain(list(read_labelled(path))) == wanted
 
 
@@ -62,6 +69,11 @@ BAD_ROWS = {
     "four cells": ("a.tsv", "a\tb\tc\td", "line 1: 4 cells in a row"),
     "empty label": ("a.tsv", "甲\t1\n乙\t ", "line 2: 'label' is empty"),
     "column twice": ("a.tsv", "text\ttext\tlabel\n", "line 1: a column twice"),
+    "unknown column": ("a.csv", "label,remark\n1,a", "line 1: looks like names of columns, but 'remark' is not known.*Use text, "),
+    "one column too many": ("a.csv", "id,text,label\n1,a,b", "line 1: .*'id' is not known"),
+    "no column of texts": ("a.csv", "label,pair\n1,a", "line 1: no column for the text"),
+    "two columns of texts": ("a.csv", "title,text,label\na,b,1", "line 1: both 'title' and 'text'"),
+    "title and content": ("a.jsonl", '{"title": "a", "content": "b", "label": 1}', "line 1: both 'content' and 'title'"),
     "two texts": ("a.jsonl", '{"text": "a", "sentence": "b", "label": 1}', "line 1: both 'text' and 'sentence'"),
     "no text": ("a.jsonl", '{"txt": "a", "label": 1}', "line 1: no text"),
     "text is a number": ("a.jsonl", '{"text": 5, "label": 1}', "line 1: 'text' is 5"),

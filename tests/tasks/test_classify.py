@@ -418,3 +418,31 @@ def test_transformers_opens_the_saved_classifier_with_the_same_answers(pretraine
 def test_saved_settings_are_readable(untrained, tmp_path):
     untrained.save(tmp_path / "task")
     assert json.loads((tmp_path / "task" / "task.json").read_text(encoding="utf-8")) == {"task": "classify", "max_length": 24}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_task_remembers_whether_it_reads_pairs(toy, tiny, tmp_path, paired):
+    train, other = toy(32, pairs=paired), toy(8, pairs=not paired)
+    task = Classify.new([one.pair or one.text for one in train], ["neg", "pos"], config=tiny(), max_length=24)
+    task.evaluate(train)
+    task.evaluate(other)                                             # untrained: both
+    with pytest.raises(DataError, match="was trained on"):
+        task.fit(train, other, options=Options(steps=1))
+    assert task.pairs is None
+    task.fit(train, options=Options(steps=1), out=tmp_path)
+    says = "trained on pairs of texts; these are single texts" if paired else "trained on single texts; these are pairs of texts"
+    for one in (task, Classify.load(tmp_path / "model")):
+        one.evaluate(train)
+        one.predict([])
+        with pytest.raises(DataError, match=says):
+            one.evaluate(other)
+        with pytest.raises(DataError, match=says):
+            one.predict(["今"], None if paired else ["天"])
+    assert Classify.load(tmp_path / "model", labels=["a", "b"]).pairs is None
+    (tmp_path / "model" / "manifest.json").unlink()
+    settings = tmp_path / "model" / "task.json"
+    settings.write_text('{"task": "classify", "max_length": 24}', encoding="utf-8")              # from before the key
+    assert Classify.load(tmp_path / "model").evaluate(other)
+    settings.write_text('{"task": "classify", "pairs": 1}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="settings of a classifier"):
+        Classify.load(tmp_path / "model")

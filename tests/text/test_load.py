@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 
 import pytest
@@ -168,3 +169,38 @@ def test_an_odd_vocab_txt_has_transformers_ids(tmp_path):
     write(tmp_path, tokenizer_config__json={"tokenizer_class": "BertTokenizer"})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).encode("a b c d [MASK]").ids == theirs("a b c d [MASK]")["input_ids"] == [2, 8, 7, 1, 10, 4, 3]
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "config.json",
+                                  "vocab.json", "merges.txt"])
+def test_a_link_may_lead_to_the_blobs_of_its_snapshot_and_nowhere_else(vocab, small_bpe, tmp_path, name):
+    snapshot, blobs, elsewhere = tmp_path / "model" / "snapshots" / "0", tmp_path / "model" / "blobs", tmp_path / "elsewhere"
+    for folder in (snapshot, blobs, elsewhere):
+        folder.mkdir(parents=True)
+    small_bpe.save(snapshot) if name in ("vocab.json", "merges.txt") else WordPiece(vocab).save(snapshot)
+    path = snapshot / name
+    if name == "config.json":
+        (snapshot / "tokenizer_config.json").unlink()               # it is read where no class is named
+    content = path.read_bytes() if path.exists() else b'{"model": {"type": "none"}}' if name == "tokenizer.json" else b"{}"
+    path.unlink(missing_ok=True)
+    for folder in (blobs, elsewhere):
+        (folder / "1").write_bytes(content)
+    try:
+        path.symlink_to("../../blobs/1")
+    except OSError:
+        pytest.skip("no links here")
+    load_tokenizer(snapshot)
+    path.unlink()
+    path.symlink_to(elsewhere / "1")
+    with pytest.raises(CheckpointError, match=rf"{name}.* leaves the folder"):
+        load_tokenizer(snapshot)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "added_tokens.json"])
+def test_a_pipe_is_not_waited_for(vocab, tmp_path, name):
+    WordPiece(vocab).save(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: is no regular file"):
+        load_tokenizer(tmp_path)

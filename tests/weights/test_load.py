@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.hub import Found
 from fishpaw.model.transformer import Transformer
 from fishpaw.positions.sinusoidal import sinusoids
-from fishpaw.text.vocab import Vocab
+from fishpaw.text.vocab import SPECIAL, Vocab
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.weights.formats import read_folder, write_safetensors
 from fishpaw.weights.load import inspect, load, load_model, tell
@@ -485,3 +486,25 @@ def test_a_tokenizer_comes_along(tmp_path):
     assert same(model, make("bert")) and tokenizer.encode("熊掌").tokens == ["[CLS]", "熊", "掌", "[SEP]"]
     again, _ = load(tmp_path / "m" / "model.safetensors")
     assert same(again, model)
+
+
+def test_a_tokenizer_of_another_model_is_refused_or_named(tmp_path, caplog):
+    vocab = Vocab((*SPECIAL, *"今天气很好"))
+    for rows, says in ((9, "the tokenizer has 10 tokens, but the model only 9"), (10, ""), (11, ""), (12, "10 tokens, the model 12")):
+        folder = tmp_path / str(rows)
+        model = Transformer(ModelConfig(**{**SIZES, "vocab_size": rows}, heads=("mlm",)))
+        save(model, folder, WordPiece(vocab))
+        caplog.clear()
+        if rows < 10:
+            with pytest.raises(CheckpointError, match=says):
+                load(folder)
+            continue
+        load(folder)
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(told) == bool(says) and all(says in line for line in told)
+
+
+def test_a_folder_of_a_run_names_the_model_in_it(saved, tmp_path):
+    shutil.copytree(saved["bert"], tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match=r"holds a run: give .*run.model\."):
+        load_model(tmp_path / "run")

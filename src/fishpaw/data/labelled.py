@@ -21,6 +21,7 @@ _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".csv": "csv", ".txt": "txt", ".data": "txt",
 }  # fmt: skip
 _TEXT, _PAIR, _LABEL = ("text", "text_a", "sentence", "sentence1"), ("pair", "text_b", "sentence2"), ("label", "labels")
+_WEAK = ("review", "content", "title")                            # the text, if nothing else is: often columns beside it
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -46,9 +47,10 @@ def format_of(path: str | Path) -> Format:
 def read_labelled(path: str | Path, *, format: Format | None = None, skip_bad: int | Budget = 0) -> Iterator[LabelledText]:
     """Texts with labels, to train and to evaluate on.
 
-    tsv, txt: text<TAB>label, or a<TAB>b<TAB>label; csv the same with commas. If the first row holds names only (text, text_a,
-    sentence, sentence1; pair, text_b, sentence2; label), they give the order. jsonl: {"text": …, "pair": …, "label": …} by the
-    same names, several labels as "labels": […]; other names are not read. Labels are strings; a whole number or true becomes one.
+    tsv, txt: text<TAB>label, or a<TAB>b<TAB>label; csv the same with commas. If the first row holds names (text, text_a, sentence,
+    sentence1, review, content, title; pair, text_b, sentence2; label), they give the order; one with such a name and others is refused.
+    jsonl: {"text": …, "pair": …, "label": …} by the same names, several labels as "labels": […]; other names are not read, and review,
+    content and title only where there is no other text. Labels are strings; a whole number or true becomes one.
     format: None: by the suffix; for "-" (standard input) jsonl if its first line begins with "{", else txt. skip_bad: see records.
     Raises DataError that names file, line and field.
     """
@@ -118,12 +120,20 @@ def _from_rows(rows: Iterable[Row], budget: Budget, labelled: bool) -> Iterator[
 
 
 def _header(row: Row) -> tuple[str, ...]:
-    """The names of the columns, if this row holds names and nothing else. One column is a text: it needs no name."""
-    names = tuple(cell.strip().lower() for cell in row.cells)
-    if len(names) < 2 or not {*_TEXT, *_PAIR, *_LABEL}.issuperset(names) or not set(names).intersection(_TEXT):
+    """The names of the columns, if this row holds names. One column is a text: it needs no name. DataError where only some are known."""
+    names, known = tuple(cell.strip().lower() for cell in row.cells), (*_TEXT, *_WEAK, *_PAIR, *_LABEL)
+    where = f"{row.file}, line {row.line}"
+    if len(names) < 2 or not set(names).intersection(known):
         return ()
+    if unknown := [name for name in names if name not in known]:
+        what = f"{where}: looks like names of columns, but {unknown[0][:40]!r} is not known."
+        raise DataError(what, fix=f"Use {', '.join(known)}, without other columns; if this row is data, write the names above it.")
     if len(set(names)) < len(names):
-        raise DataError(f"{row.file}, line {row.line}: a column twice ({', '.join(names)}).", fix="Name each column once.")
+        raise DataError(f"{where}: a column twice ({', '.join(names)}).", fix="Name each column once.")
+    texts = [name for name in names if name in _TEXT + _WEAK]
+    if len(texts) != 1:
+        what = f"both {texts[0]!r} and {texts[1]!r}" if texts else f"no column for the text among {', '.join(names)}"
+        raise DataError(f"{where}: {what}.", fix=f"Name one column {_TEXT[0]!r}; a second text is {_PAIR[0]!r}.")
     return names
 
 
@@ -145,8 +155,9 @@ def _from_cells(row: Row, names: tuple[str, ...], width: int, labelled: bool) ->
 def _from_fields(fields: dict[str, Any], file: str, line: int, labelled: bool) -> LabelledText:
     where = f"{file}, line {line}"
     text_name, pair_name, label_name = (_one_of(fields, names, where) for names in (_TEXT, _PAIR, _LABEL))
+    text_name = text_name or _one_of(fields, _WEAK, where)
     if text_name is None:
-        raise DataError(f"{where}: no text.", fix=f"Name it {_TEXT[0]!r} ({', '.join(_TEXT[1:])} are understood, too).")
+        raise DataError(f"{where}: no text.", fix=f"Name it {_TEXT[0]!r} ({', '.join(_TEXT[1:] + _WEAK)} are understood, too).")
     text = _text(fields[text_name], where, text_name)
     pair = None if pair_name is None or fields[pair_name] is None else _text(fields[pair_name], where, pair_name)
     if label_name is None or (fields[label_name] is None and not labelled):

@@ -1,8 +1,8 @@
 """Every matrix product of a layer, x W^T + b, in one place, so that a faster one is one file.
 
-On many processors oneDNN multiplies fp32 matrices twice as fast as what torch calls by default. Its operators are those that torch's own
-compiler uses; their names are private, so they are found by capability, compared once with the default on this machine, and left alone
-where they don't win. The results differ in the last bits only.
+On some processors oneDNN multiplies fp32 matrices twice as fast as what torch calls by default, on most it wins with few rows, once a
+weight is in its order. Its operators are those that torch's own compiler uses; their names are private, so they are found by capability,
+compared once with the default on this machine, and left alone where they don't win. The results differ in the last bits only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,15 @@ from fishpaw.config import parse_object
 from fishpaw.errors import ConfigError, FishpawError
 from fishpaw.files import write_atomic
 
-__all__ = ["Linear", "Packed", "path", "product"]
+__all__ = ["Kind", "Linear", "Packed", "path", "product"]
 
 FEWEST = 64
 """Rows below which an unpacked weight isn't worth bringing into oneDNN's order."""
+
+WORTH = 0.95
+"""Share of the plain way's time below which the other one is taken."""
+
+Kind = Literal["packed", "dense"]
 
 _FUSED: dict[Callable[[Tensor], Tensor], tuple[str, str]] = {
     activations.gelu: ("gelu", "none"),
@@ -71,7 +76,7 @@ class Packed:
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.reordered = weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and path() == "onednn"
+        self.reordered = weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and path("packed") == "onednn"
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight) if self.reordered else weight
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
@@ -98,9 +103,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @functools.cache
-def path() -> str:
-    """"onednn" or "plain": what this process multiplies fp32 matrices with. FISHPAW_LINEAR = plain | onednn decides; otherwise the
-    faster one in a short measurement, kept in the cache folder, so that one machine always gives the same bits."""
+def path(kind: Kind = "packed") -> str:
+    """"onednn" or "plain": what this process multiplies with, "packed" weights (prepared for inference) or "dense" ones (training).
+    FISHPAW_LINEAR = plain | onednn decides; otherwise the faster one in a short measurement, kept in the cache folder, so that one machine
+    always gives the same bits."""
     asked = os.environ.get("FISHPAW_LINEAR", "auto")
     if asked not in ("auto", "plain", "onednn"):
         raise ConfigError(f"FISHPAW_LINEAR is {asked!r}.", fix="Set it to plain, onednn or auto.")
@@ -108,7 +114,7 @@ def path() -> str:
         if asked == "onednn":
             raise ConfigError("FISHPAW_LINEAR is onednn, which this build of torch lacks.", fix="Set it to auto.")
         return "plain"
-    return _remembered() if asked == "auto" else asked
+    return _remembered(kind) if asked == "auto" else asked
 
 
 class _Product(torch.autograd.Function):
@@ -139,7 +145,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and x.dim() == 2
         and len(x) >= FEWEST
         and not torch.is_autocast_enabled("cpu")
-        and path() == "onednn"
+        and path("dense") == "onednn"
     )
 
 
@@ -148,16 +154,16 @@ def _is_there() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-def _remembered() -> str:
+def _remembered(kind: Kind) -> str:
     file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fishpaw" / "linear.json"
-    key = f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    key = f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {kind}"
     try:
         known = parse_object(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else {}
     except (ConfigError, OSError, UnicodeDecodeError):
         known = {}
     if known.get(key) in ("onednn", "plain"):
         return str(known[key])
-    chosen = _faster()
+    chosen = _faster(kind)
     try:
         write_atomic(file, json.dumps({**known, key: chosen}, indent=1) + "\n")
     except FishpawError:                                             # a cache that can't be written is measured again
@@ -165,23 +171,25 @@ def _remembered() -> str:
     return chosen
 
 
-def _faster() -> str:
-    """The best of several short runs in turns, forward and the two products of the backward pass: 10 % decide."""
-    x, weight = torch.ones(256, 768), torch.ones(768, 768)
+def _faster(kind: Kind) -> str:
+    """The best of several short runs in turns: with a packed weight few rows and many, else the three products of a training step."""
+    many, few, weight = torch.ones(256, 768), torch.ones(32, 768), torch.ones(768, 768)
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight) if kind == "packed" else weight
+    pairs = [(many, weight), (few, weight)] if kind == "packed" else [(many, weight), (many, weight.t()), (many.t(), many.t())]
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "plain": functional.linear,
-        "onednn": lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""),
+        "onednn": lambda a, b: torch.ops.mkldnn._linear_pointwise(a, reordered if kind == "packed" else b, None, "none", [], ""),
     }
-    best = dict.fromkeys(ways, float("inf"))
+    best = {(name, index): float("inf") for name in ways for index in range(len(pairs))}
     with torch.no_grad():
-        for _ in range(8):
+        for _ in range(12):
             for name, multiply in ways.items():
-                began = time.perf_counter()
-                multiply(x, weight)
-                multiply(x, weight.t())
-                multiply(x.t(), x.t())
-                best[name] = min(best[name], time.perf_counter() - began)
-    return "onednn" if best["onednn"] < 0.9 * best["plain"] else "plain"
+                for index, pair in enumerate(pairs):
+                    began = time.perf_counter()
+                    multiply(*pair)
+                    best[name, index] = min(best[name, index], time.perf_counter() - began)
+    total = {name: sum(best[name, index] for index in range(len(pairs))) for name in ways}
+    return "onednn" if total["onednn"] < WORTH * total["plain"] else "plain"
 
 
 def _processor() -> str:

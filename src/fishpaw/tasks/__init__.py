@@ -1,4 +1,4 @@
-"""The tasks: one class each, with the same five verbs: load, fit, evaluate, predict, save."""
+"""The tasks that are classes: Classify (load, fit, evaluate, predict, save) and Generate; functions are in modules of their names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fishpaw.tasks.classify import Classify as Classify
+    from fishpaw.tasks.generate import Generate as Generate
 
-__all__ = ["Classify"]
+__all__ = ["Classify", "Generate"]
 
-_PLACES = {"Classify": "fishpaw.tasks.classify"}
+_PLACES = {"Classify": "fishpaw.tasks.classify", "Generate": "fishpaw.tasks.generate"}
 
 
 def __getattr__(name: str) -> Any:

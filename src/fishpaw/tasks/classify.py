@@ -24,11 +24,10 @@ from fishpaw.switch import Spec, spec_name
 from fishpaw.tasks.settings import WithSettings, read_settings
 from fishpaw.text.encoding import Encoding, Tokenizer
 from fishpaw.text.learn import characters
-from fishpaw.text.load import load_tokenizer
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
-from fishpaw.weights.load import inspect, tell
+from fishpaw.weights.load import inspect, tell, tokenizer_of
 from fishpaw.weights.save import save
 
 __all__ = ["Classify", "Prediction", "pairs_of"]
@@ -66,15 +65,19 @@ class Rows:
 
 
 class Classify:
-    """A Transformer with a pooler and a classifier, its tokenizer, and the longest text in tokens; longer ones are cut on the right."""
+    """A Transformer with a pooler and a classifier, its tokenizer, and the longest text in tokens; longer ones are cut on the right.
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, max_length: int = 128) -> None:
+    pairs: whether it was trained on pairs of texts; None: not known, and then both are read.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, max_length: int = 128, pairs: bool | None = None) -> None:
         if "classifier" not in model.heads:
             raise ConfigError("The model has no classifier.", fix="Make the task with Classify.load(…, labels=[…]).")
         _at_least("max_length", max_length, 4)
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = min(max_length, model.position.length or max_length)
+        self.pairs = pairs
         self._start = _imprint(model)
 
     @classmethod
@@ -97,15 +100,17 @@ class Classify:
             raise ConfigError("multi_label is given without labels.", fix="Name the labels, or leave multi_label out.")
         head = None if labels is None else _classifier(labels, bool(multi_label))
         model, found = inspect(name, revision=revision)
-        tokenizer = load_tokenizer(found.folder)
-        length = _saved_length(found.folder, new=head is not None)
+        tokenizer = tokenizer_of(found)
+        length, pairs = _saved(found.folder, new=head is not None)
         tell(found)
         if head is None and "classifier" not in model.heads:
-            raise ConfigError(f"{name} holds no classifier.", fix='Name the labels: Classify.load(…, labels=["neg", "pos"]).')
+            raise ConfigError(f"{name} holds no classifier.",
+                              fix='Train one: Classify.load(…, labels=["neg", "pos"]), then fit; or `fishpaw train classify`.')
         if head is not None and not _holds(model, head):
             with _seeded(seed):
                 model.set_heads([_pooler(model.config, model.mask.clock), head])
-        return cls(model, tokenizer, max_length=length if max_length is None else max_length)
+            pairs = None
+        return cls(model, tokenizer, max_length=length if max_length is None else max_length, pairs=pairs)
 
     @classmethod
     def new(
@@ -173,8 +178,9 @@ class Classify:
         ones. out: a folder for log, checkpoints and, at the end, the saved task in out/model; a run found there goes on, if it began
         with the same model, labels and data. Other arguments, errors and signals: train.loop.fit."""
         folder = None if out is None else Path(out)
-        features = self._features(train)
-        held_out = None if dev is None else self._features(dev)       # before the first step: a wrong label is told at once
+        given = list(train)
+        features, pairs = self._features(given), bool(given) and given[0].pair is not None
+        held_out = None if dev is None else self._features(dev, pairs=pairs)       # before the first step: a wrong label is told at once
         for name, found in (("train", features), ("dev", held_out)):
             if found is not None and not found:
                 raise DataError(f"There is no example in {name}.", fix="Give at least one, with its label.")
@@ -204,27 +210,31 @@ class Classify:
             progress=progress,
             report=report,
         )
+        self.pairs = pairs
         if folder is not None:
             self.save(folder / "model")
         return result
 
     def evaluate(self, examples: Iterable[LabelledText], *, batch_size: int = 64) -> dict[str, float]:
         """accuracy (of several labels: of the whole set), micro_f1, macro_f1, loss, and what always answering with the most frequent
-        label scores (single label). Errors: DataError for no example or an unknown label."""
-        features = self._features(examples)
+        label scores (single label). Errors: DataError for no example, an unknown label, or single texts where it was trained on pairs."""
+        features = self._features(examples, pairs=self.pairs)
         if not features:
             raise DataError("There is nothing to evaluate on.", fix="Give at least one example with its label.")
         return self._measure(features, batch_size)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 64) -> list[Prediction]:
-        """What the model says of each text, or pair of texts, in their order. Errors: DataError for one string instead of a list, or
-        for texts and pairs that are not equally many."""
+        """What the model says of each text, or pair of texts, in their order. Errors: DataError for one string instead of a list, for
+        texts and pairs that are not equally many, or for single texts where it was trained on pairs, and the other way round."""
         encodings = self._encodings(texts, pairs)
+        if encodings:
+            _check_kind(self.pairs, pairs is not None)
         return self.decode(self._scores(encodings, batch_size)) if encodings else []
 
     def save(self, folder: str | Path) -> None:
         """Write model, tokenizer and settings to a folder that `load` opens and, where it has the architecture, transformers."""
-        save(self.model, folder, WithSettings(self.tokenizer, {"task": "classify", "max_length": self.max_length}))
+        settings = {"task": "classify", "max_length": self.max_length} | ({} if self.pairs is None else {"pairs": self.pairs})
+        save(self.model, folder, WithSettings(self.tokenizer, settings))
 
     @property
     def _head(self) -> Classifier:
@@ -232,12 +242,15 @@ class Classify:
         assert isinstance(head, Classifier)
         return head
 
-    def _features(self, examples: Iterable[LabelledText]) -> list[Feature]:
+    def _features(self, examples: Iterable[LabelledText], *, pairs: bool | None = None) -> list[Feature]:
         given = list(examples)
         for index, one in enumerate(given):
             if not isinstance(one, LabelledText):
                 raise DataError(f"Example {index} is a {type(one).__name__}.", fix="Give LabelledText(text, labels=(…,)) of data.labelled.")
-        encodings = self._encodings([one.text for one in given], pairs_of(given))
+        second = pairs_of(given)
+        if given:
+            _check_kind(pairs, second is not None)
+        encodings = self._encodings([one.text for one in given], second)
         return [Feature(each.ids, each.segments, self._target(one)) for each, one in zip(encodings, given, strict=True)]
 
     def _encodings(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoding]:
@@ -341,15 +354,22 @@ def pairs_of(examples: Sequence[LabelledText]) -> list[str] | None:
     return pairs or None
 
 
-def _saved_length(folder: Path, *, new: bool) -> int:
-    """max_length of a saved classifier. new: for another one, so that the settings of another task don't matter."""
+def _saved(folder: Path, *, new: bool) -> tuple[int, bool | None]:
+    """max_length and pairs of a saved classifier. new: for another one, so that the settings of another task don't matter."""
     settings = read_settings(folder)
-    length = settings.get("max_length", 128)
-    if isinstance(length, bool) or not isinstance(length, int) or (settings and settings.get("task") != "classify"):
+    length, pairs = settings.get("max_length", 128), settings.get("pairs")
+    sound = isinstance(length, int) and not isinstance(length, bool) and (pairs is None or isinstance(pairs, bool))
+    if not sound or (settings and settings.get("task") != "classify"):
         if new:
-            return 128
+            return 128, None
         raise CheckpointError(f"{folder}: its task.json doesn't hold the settings of a classifier.", fix="Save the task again.")
-    return length
+    return length, pairs
+
+
+def _check_kind(trained: bool | None, given: bool) -> None:
+    kinds = ("single texts", "pairs of texts")
+    if trained is not None and trained != given:
+        raise DataError(f"The task was trained on {kinds[trained]}; these are {kinds[given]}.", fix=f"Give {kinds[trained]}.")
 
 
 def _pooler(config: ModelConfig, clock: str) -> Spec:

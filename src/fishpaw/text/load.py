@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fishpaw.errors import CheckpointError, DataError
+from fishpaw.files import blobs, inside
 from fishpaw.text.bpe import ByteLevel
 from fishpaw.text.vocab import SPECIAL, Vocab
 from fishpaw.text.wordpiece import WordPiece
@@ -20,19 +21,20 @@ def load_tokenizer(folder: str | Path, *, pre_tokenize: Callable[[str], list[str
 
     Options come from tokenizer_config.json, else tokenizer.json, else BERT's defaults (lower case, ideographs apart).
     A RoFormerTokenizer cuts words with jieba. `pre_tokenize` gives back a function that could not be saved.
-    Raises CheckpointError for a missing or damaged file, or a kind of tokenizer that is not supported, naming the file.
+    Raises CheckpointError for a missing or damaged file, one that is no regular file or a link that leads out of the folder, or a kind of
+    tokenizer that is not supported, naming the file.
     """
     folder = Path(folder)
-    config = _read_json(folder / "tokenizer_config.json")
-    described = _read_json(folder / "tokenizer.json")
+    config = _read_json(_held(folder, "tokenizer_config.json"))
+    described = _read_json(_held(folder, "tokenizer.json"))
     kind = _field(described, "model", dict, folder / "tokenizer.json").get("type") if described is not None else None
-    if (folder / "vocab.txt").is_file():
-        return _wordpiece(folder, _vocab_txt(folder / "vocab.txt"), config, described, pre_tokenize)
+    if _held(folder, "vocab.txt").is_file():
+        return _wordpiece(folder, _vocab_txt(_held(folder, "vocab.txt")), config, described, pre_tokenize)
     if described is not None and kind == "WordPiece":
         return _wordpiece(folder, _vocab_json(described, folder / "tokenizer.json"), config, described, pre_tokenize)
     if described is not None and kind == "BPE":
         return _byte_level(folder, config, described)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    if _held(folder, "vocab.json").is_file() and _held(folder, "merges.txt").is_file():
         return _byte_level(folder, config, None)
     if described is not None:
         raise CheckpointError(f"{folder / 'tokenizer.json'}: a tokenizer of kind {kind!r} is not supported.",
@@ -77,7 +79,7 @@ def _wants_jieba(folder: Path, config: dict[str, Any] | None) -> bool:
         return config["pre_tokenize"] is not None
     if config and "tokenizer_class" in config:
         return config["tokenizer_class"] in _JIEBA_CLASSES
-    model = _read_json(folder / "config.json") or {}            # a folder without the class: transformers goes by the model, so do we
+    model = _read_json(_held(folder, "config.json")) or {}     # a folder without the class: transformers goes by the model, so do we
     return bool(model.get("tokenizer_class", "RoFormerTokenizer") in _JIEBA_CLASSES and model.get("model_type") == "roformer")
 
 
@@ -95,8 +97,8 @@ def _byte_level(folder: Path, config: dict[str, Any] | None, described: dict[str
         prefix_space = config.get("add_prefix_space", rule.get("add_prefix_space", False))
         lines = list(enumerate(pairs))
     else:
-        path = folder / "merges.txt"
-        vocab = _read_json(folder / "vocab.json") or {}
+        path = _held(folder, "merges.txt")
+        vocab = _read_json(_held(folder, "vocab.json")) or {}
         lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), 1)
                  if line.strip() and not line.startswith("#version")]
     merges = []
@@ -123,7 +125,7 @@ def _added_tokens(folder: Path, config: dict[str, Any] | None, described: dict[s
     pairs = [(id, _content(token)) for id, token in decoder.items()] if isinstance(decoder, dict) else []
     listed = (described or {}).get("added_tokens") or []
     pairs += [(token.get("id"), _content(token)) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
-    pairs += [(id, token) for token, id in (_read_json(folder / "added_tokens.json") or {}).items()]
+    pairs += [(id, token) for token, id in (_read_json(_held(folder, "added_tokens.json")) or {}).items()]
     for id, content in pairs:
         if not str(id).isdecimal() or not content:
             raise CheckpointError(f"{folder}: an added token is {content!r:.60} with id {id!r:.60}.",
@@ -187,6 +189,14 @@ def _field(record: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     if not isinstance(value, kind):
         raise CheckpointError(f"{path}: the field {name!r} is missing or damaged.", fix="Fetch the file again.")
     return value
+
+
+def _held(folder: Path, name: str) -> Path:
+    """A file of the folder, which need not exist, but is no pipe and no link to elsewhere (a hub snapshot's blobs aside)."""
+    path = inside(folder, name, also=blobs(folder))
+    if path.exists() and not path.is_file():                    # a pipe would be waited for
+        raise CheckpointError(f"{path}: is no regular file.", fix="Put the file itself there.")
+    return path
 
 
 def _read_text(path: Path) -> str:

@@ -28,7 +28,7 @@ from fishpaw.weights.formats import Tensors, find_nonfinite, read_folder, read_t
 from fishpaw.weights.names import FAMILIES, Family
 from fishpaw.weights.translate import Part, heads_of, ignored, join, joined_shape, parts, read_config, recognise, renamed
 
-__all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer", "tell"]
+__all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer", "tell", "tokenizer_of"]
 
 _log = logging.getLogger("fishpaw")
 _LARGEST_CONFIG = 2**22            # bytes
@@ -77,10 +77,10 @@ def load(
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
 ) -> tuple[Transformer, WordPiece | ByteLevel]:
-    """A model and its tokenizer; the options are those of `load_model`."""
+    """A model and its tokenizer; the options are those of `load_model`. CheckpointError, too, for a tokenizer of another model."""
     changes = _given(mask, position, attention, heads, residual_scores, dropout)
     model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
-    tokenizer = load_tokenizer(report.folder)
+    tokenizer = tokenizer_of(report)
     tell(report)
     return model, tokenizer
 
@@ -177,6 +177,19 @@ def _given(
     return {key: value for key, value in changes.items() if value is not None}
 
 
+def tokenizer_of(report: Report) -> WordPiece | ByteLevel:
+    """The tokenizer beside a model. CheckpointError where it has tokens that the model has no row for; one with far fewer than the model
+    has rows (some rows that nothing stands for are usual) is named in the log."""
+    tokenizer, rows = load_tokenizer(report.folder), report.config.vocab_size
+    if tokenizer.size > rows:
+        what = f"{report.folder}: the tokenizer has {tokenizer.size:,} tokens, but the model only {rows:,}."
+        raise CheckpointError(what, fix="Copy the tokenizer files of this very model into the folder.")
+    if tokenizer.size < 0.9 * rows:
+        what = "%s: the tokenizer has %d tokens, the model %d: is it of another model?"
+        _log.warning(what, report.folder, tokenizer.size, rows)
+    return tokenizer
+
+
 def tell(report: Report) -> None:
     """Write a report to the log "fishpaw", as `load_model` does: what is as expected at level info, what may surprise as a warning; NaN
     through `warnings`, too: nobody overlooks that. Whoever called `tell`'s caller is named there."""
@@ -205,7 +218,9 @@ def _read_values(folder: Path) -> tuple[Path, dict[str, Any]]:
             raise ConfigError(f"{path}: not UTF-8.", fix="Save it as UTF-8.") from None
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror}).", fix="Check its permissions and the disk.") from None
-    raise CheckpointError(f"{folder}: holds no config.json or bert_config.json.", fix="Copy the model's configuration into it.")
+    run = (folder / "model" / "config.json").is_file()            # a run of training, which leaves its model there
+    fix = f"It holds a run: give {folder / 'model'}." if run else "Copy the model's configuration into it."
+    raise CheckpointError(f"{folder}: holds no config.json or bert_config.json.", fix=fix)
 
 
 def _understand(values: Mapping[str, Any], tensors: Tensors, family: str | None) -> tuple[Family | None, str, ModelConfig]:

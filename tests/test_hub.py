@@ -423,7 +423,7 @@ def test_damage_in_the_cache_is_found(hub: Hub, offline: bool) -> None:
 
 def test_unknown_model_names_the_nearest_in_the_cache(hub: Hub) -> None:
     find("fish/paw")
-    with pytest.raises(HubError, match=r"has no model fish/paws \(404\)\. Did you mean fish/paw\?"):
+    with pytest.raises(HubError, match=r"has no model fish/paws \(404\); there is no folder fish/paws here\. Did you mean fish/paw\?"):
         find("fish/paws")
     with pytest.raises(HubError, match="Check how it is written"):
         find("quite-another")

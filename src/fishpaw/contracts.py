@@ -267,7 +267,8 @@ class Position(nn.Module):
 
     def hooks(self) -> frozenset[str]:
         """The hooks that this position overrides."""
-        return _overridden(type(self))
+        kind: Any = type(self)                                       # hashable, whatever nn.Module's annotations say
+        return _overridden(kind)
 
 
 @dataclass(frozen=True)
@@ -396,7 +397,7 @@ class Stepper(Protocol):
 
 
 @cache
-def _overridden(kind: type[Position]) -> frozenset[str]:
+def _overridden(kind: Any) -> frozenset[str]:
     names = ("embed", "rotate", "bias", "score", "mix")
     return frozenset(name for name in names if getattr(kind, name) is not getattr(Position, name))
 

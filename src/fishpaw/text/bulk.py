@@ -150,7 +150,7 @@ class Bulk:
             if len(known) + len(new) > MEMORY:
                 known.clear()
             known.update((run, ids) for run, ids in new.items() if len(run) <= LONGEST_REMEMBERED)
-        bytes_found: list[bytes] = found                        # type: ignore[assignment]
+        bytes_found: list[bytes] = found                        # type: ignore[assignment]  # no None is left
         counts = np.fromiter(map(len, bytes_found), np.int64, len(runs)) // 4
         return np.frombuffer(b"".join(bytes_found), np.int32), counts
 

@@ -111,3 +111,14 @@ def test_hostile_headers(tmp_path, name):
     path.write_bytes(BAD[name])
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         dict(Safetensors(path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_tensor_read_by_itself_is_the_mapped_one_in_memory_of_its_own(dtype, tmp_path):
+    values = {name: torch.randint(0, 2, shape).to(dtype) for name, shape in {"b": (3, 5), "a": (7,), "none": (0, 2), "one": ()}.items()}
+    write_safetensors(values, tmp_path / "x.safetensors")
+    found = Safetensors(tmp_path / "x.safetensors")
+    for name, value in values.items():
+        assert found.read(name).dtype == dtype and torch.equal(found.read(name), value)
+    found.read("b").zero_()
+    assert torch.equal(found["b"], values["b"])

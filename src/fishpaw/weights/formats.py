@@ -39,6 +39,11 @@ class Tensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._sources[name][name]
 
+    def read(self, name: str) -> Tensor:
+        """A tensor that shares no memory with a mapped file, to be joined with others and thrown away."""
+        source = self._sources[name]
+        return source.read(name) if isinstance(source, Safetensors) else source[name]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         source = self._sources[name]

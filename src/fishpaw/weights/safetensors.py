@@ -56,6 +56,22 @@ class Safetensors(Mapping[str, Tensor]):
             raise CheckpointError(f"{self.path}: tensor {name!r} can't be read ({error}).", fix=AGAIN) from error
         return tensor
 
+    def read(self, name: str) -> Tensor:
+        """A copy that keeps no page of the mapped file in memory: for what is joined with others and then thrown away."""
+        entry = self._header[name]
+        dtype = next((dtype for dtype, kind in _KINDS.items() if kind == entry["dtype"]), None)
+        tensor = self[name]                                           # checks the entry; touches no data
+        if dtype is None or not tensor.numel():
+            return tensor
+        copy = torch.empty(tensor.shape, dtype=dtype)
+        start = self.path.stat().st_size - max(one["data_offsets"][1] for one in self._header.values())
+        with open(self.path, "rb") as file:
+            file.seek(start + entry["data_offsets"][0])
+            count = file.readinto(copy.view(-1).view(torch.uint8).numpy().data)
+        if count != copy.numel() * copy.itemsize:
+            raise CheckpointError(f"{self.path}: tensor {name!r} ends early.", fix=AGAIN)
+        return copy
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return tuple(self._header[name]["shape"])

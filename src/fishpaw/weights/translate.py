@@ -256,7 +256,7 @@ def join(tensors: Tensors, sources: Sequence[tuple[str, bool]], dtype: torch.dty
     others are wanted."""
     pieces = []
     for name, turned in sources:
-        piece = tensors[name]
+        piece = tensors[name] if len(sources) == 1 else tensors.read(name)
         if dtype.is_floating_point and not piece.is_floating_point():
             raise CheckpointError(f"{tensors.files[0]}: tensor {name!r} holds {piece.dtype}.", fix="Load the weights before quantisation.")
         pieces.append((piece.t() if turned and piece.dim() == 2 else piece).to(dtype))

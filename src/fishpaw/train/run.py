@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fishpaw.data.collate import move
 from fishpaw.data.order import Order, Place
 from fishpaw.errors import ConfigError, FishpawError
+from fishpaw.model.linear import path
 from fishpaw.optim.schedules import Schedule
 from fishpaw.train import checkpoint
 from fishpaw.train.interruption import Interruption
@@ -211,7 +212,7 @@ class Run:
         if self.state.best and self.state.best["step"] == self.state.step and checkpoint.read_facts(out / "best") != self.state.best:
             self.keep_best()                                       # the kill came between the two writes
         here = environment(self.device)
-        for name in ("device", "threads"):
+        for name in here:
             if (before := record["environment"].get(name)) != here[name]:
                 what = f"This run began with {name} {before}, goes on with {here[name]}: sums may differ in their last bits."
                 warnings.warn(what, stacklevel=4)
@@ -254,7 +255,7 @@ class Run:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the last bits of a sum depend on."""
-    return {"device": device.type, "threads": torch.get_num_threads()}
+    return {"device": device.type, "threads": torch.get_num_threads(), "linear": path("dense") if device.type == "cpu" else "plain"}
 
 
 def _mean(total: float, weight: float) -> float:

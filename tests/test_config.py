@@ -65,7 +65,7 @@ def test_rates_are_below_one(field, value):
         ("init_std", -0.1), ("init_std", float("nan")), ("init_std", "0.02"), ("init_std", float("inf")),
         ("embedding_norm", 1), ("residual_scores", "no"), ("tie_embeddings", None), ("family", 3), ("encoder", {"layers": 2}),
         ("norm_at", "middle"), ("norm_at", 3), ("norm_at", ["pre"]), ("stream", "token"),
-        ("position", 3), ("position", None), ("position", {"theta": 3}), ("position", {"name": 3}), ("mask", ["full"]),
+        ("position", 3), ("position", None), ("position", {"theta": 3}), ("position", {"name": 3}), ("mask", []), ("mask", ["full", 3]),
         ("attention", 1.5), ("norm", b"rms"), ("activation", {"name": "squareplus", "b": 2}), ("activation", 7),
         ("heads", "mlm"), ("heads", 3), ("heads", None), ("heads", [3]), ("heads", [{"labels": []}]),
     ],

@@ -53,3 +53,12 @@ def test_a_row_of_zeros_is_finite_with_its_gradient(name):
     out = switch.build("norms", name, 5)(x)
     out.sum().backward()
     assert bool(out.isfinite().all()) and bool(x.grad.isfinite().all())
+
+
+def test_norms_without_a_parameter():
+    x = torch.randn(5, 7, dtype=torch.float64)
+    assert switch.build("norms", "none", 7)(x) is x
+    bare, plain = switch.build("norms", {"name": "rms", "scale": False}, 7), switch.build("norms", {"name": "layer", "bias": False}, 7)
+    assert not list(bare.parameters()) and [name for name, _ in plain.named_parameters()] == ["weight"]
+    assert float((bare(x) - rms(x, 1, None, 1e-6)).abs().max()) < 1e-12
+    assert float((plain.double()(x) - layer(x, 1, 0, 1e-12)).detach().abs().max()) < 1e-12

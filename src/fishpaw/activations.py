@@ -1,6 +1,7 @@
-"""Activations by name: elementwise functions of a tensor, in the dtype that comes in. Units with a gate are feed-forward layers.
+"""Activations by name: elementwise functions of a tensor, in the dtype that comes in. A gated unit is a name, too: one half of what a
+feed-forward layer makes goes through its activation and multiplies the other half.
 
-gelu: arXiv:1606.08415 · swish: arXiv:1710.05941 · squared relu: arXiv:2109.08668 · squareplus: arXiv:2112.11687
+gelu: arXiv:1606.08415 · swish: arXiv:1710.05941 · squared relu: arXiv:2109.08668 · squareplus: arXiv:2112.11687 · gated: arXiv:2002.05202
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn import functional
 from fishpaw.errors import ConfigError
 from fishpaw.switch import nearest
 
-__all__ = ["NAMES", "Activation", "gelu", "gelu_tanh", "get", "relu", "squared_relu", "squareplus", "swish", "tanh"]
+__all__ = ["GATED", "NAMES", "Activation", "gelu", "gelu_tanh", "get", "is_gated", "relu", "squared_relu", "squareplus", "swish", "tanh"]
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -76,11 +77,19 @@ NAMES: dict[str, Activation] = {
     "silu": swish,
 }
 
+GATED: dict[str, Activation] = {"geglu": gelu, "geglu_tanh": gelu_tanh, "reglu": relu, "swiglu": swish}
+
 
 def get(name: str | Activation) -> Activation:
-    """The function of this name, or the function itself; an unknown name is a ConfigError that lists the names and says the nearest."""
+    """The function of this name, or the function itself; of a gated unit, that of its first half. An unknown name is a ConfigError that
+    lists the names and says the nearest."""
     if callable(name):
         return name
-    if isinstance(name, str) and name in NAMES:
-        return NAMES[name]
-    raise ConfigError(f"There is no activation {name!r}.", fix=nearest(str(name).lower(), sorted(NAMES)))
+    if isinstance(name, str) and name in NAMES | GATED:
+        return (NAMES | GATED)[name]
+    raise ConfigError(f"There is no activation {name!r}.", fix=nearest(str(name).lower(), sorted(NAMES | GATED)))
+
+
+def is_gated(name: str | Activation) -> bool:
+    """Whether this is the name of a gated unit, which needs twice as many units before it."""
+    return isinstance(name, str) and name in GATED

@@ -17,17 +17,23 @@ MOST_LAYERS = 10_000
 MOST_PARAMETERS = 10**12
 """A config.json that asks for more of either is refused before anything is allocated."""
 
-_SWITCHES = ("activation", "attention", "position", "mask", "norm")
+_SWITCHES = ("activation", "attention", "block", "mask", "norm", "position")
+_IN_TURN = ("attention", "mask", "position")
+_MATRICES = ("qkv", "output", "feed_forward")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Every switch of a Transformer. A switch is a name, {"name": …, option: …} or, from Python, a callable.
+    """Every switch of a Transformer. A switch is a name, {"name": …, option: …} or, from Python, a callable. `attention`, `position` and
+    `mask` may each be a list of switches that the layers take in turn: layer i the one at i modulo the list's length.
 
     Sizes count units, not bytes. `head_size`, `key_value_heads` and `embedding_size` are None where they are as in BERT (`width`, `keys`
-    and `embedding` give the numbers). `heads` are the output
+    and `embedding` give the numbers). `distinct_layers`: of how many blocks the layers are made, None for as many as layers; neighbours
+    share one (ALBERT: 1). `block`: "block" or "gau". `biases`: which matrices of a layer have one, of "qkv", "output" and "feed_forward".
+    `norm_at`: "post", "pre" or "mixed" (model/block.py). `qk_norm`: norm of each head's queries and keys. `heads` are the output
     heads ("pooler", "nsp", "mlm", "lm", {"name": "classifier", "labels": […]}). `encoder`, where given, is the configuration of the
-    encoder that this decoder reads through cross-attention. Errors: ConfigError that names the field.
+    encoder that this decoder reads through cross-attention; with `shared_embedding` both read one token table. Errors: ConfigError that
+    names the field.
     """
 
     vocab_size: int
@@ -43,15 +49,20 @@ class ModelConfig:
     max_positions: int = 512
     pad_id: int = 0
     activation: str | Callable[[Any], Any] = "gelu"
-    attention: Spec = "softmax"
-    position: Spec = "learned"
-    mask: Spec = "full"
+    block: Spec = "block"
+    distinct_layers: int | None = None
+    attention: Spec | tuple[Spec, ...] = "softmax"
+    position: Spec | tuple[Spec, ...] = "learned"
+    mask: Spec | tuple[Spec, ...] = "full"
+    biases: tuple[str, ...] = _MATRICES
+    qk_norm: bool = False
     norm: Spec = "layer"
     norm_at: str = "post"
     embedding_norm: bool = True
     residual_scores: bool = False
     stream: str = "tokens"
     tie_embeddings: bool = True
+    shared_embedding: bool = False
     heads: tuple[Spec, ...] = ()
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -82,7 +93,7 @@ class ModelConfig:
                 f"attention_heads {self.attention_heads} is not a multiple of key_value_heads {self.keys}.",
                 fix="Change one of them.",
             )
-        _one_of("norm_at", self.norm_at, ("post", "pre"))
+        _one_of("norm_at", self.norm_at, ("post", "pre", "mixed"))
         _one_of("stream", self.stream, ("tokens", "positions"))
         for name in ("dropout", "attention_dropout"):
             rate = getattr(self, name)
@@ -91,15 +102,16 @@ class ModelConfig:
         std = self.init_std
         if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < float("inf"):
             raise ConfigError(f"init_std is {std!r}.", fix="Give a number from 0.")
-        for name in ("embedding_norm", "residual_scores", "tie_embeddings"):
+        for name in ("embedding_norm", "qk_norm", "residual_scores", "shared_embedding", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}.", fix="Give true or false.")
         if not isinstance(self.family, str):
             raise ConfigError(f"family is {self.family!r}.", fix="Give a name.")
         if self.encoder is not None and not isinstance(self.encoder, ModelConfig):
             raise ConfigError(f"encoder is {self.encoder!r}.", fix="Give the ModelConfig of the encoder.")
+        self._check_sharing()
         for name in _SWITCHES:
-            self._fill(name, _checked(name, getattr(self, name)))
+            self._fill(name, _in_turn(name, getattr(self, name)) if name in _IN_TURN else _checked(name, getattr(self, name)))
         if isinstance(self.activation, Mapping):
             raise ConfigError(f"activation is {dict(self.activation)!r}: no options there.", fix="Give a name, or from Python a function.")
         if isinstance(self.heads, str) or not isinstance(self.heads, list | tuple):
@@ -109,6 +121,33 @@ class ModelConfig:
             raise ConfigError(f"layers is {self.layers}.", fix=f"At most {MOST_LAYERS} are accepted.")
         if self.parameters > MOST_PARAMETERS:
             raise ConfigError(f"The sizes give {self.parameters:.1e} parameters.", fix=f"At most {MOST_PARAMETERS:.0e} are accepted.")
+
+    def _check_sharing(self) -> None:
+        if isinstance(self.biases, str) or not isinstance(self.biases, list | tuple) or not all(one in _MATRICES for one in self.biases):
+            raise ConfigError(f"biases is {self.biases!r}.", fix=f"Give a list of some of {', '.join(_MATRICES)}.")
+        self._fill("biases", tuple(one for one in _MATRICES if one in self.biases))
+        if self.distinct_layers is not None:
+            _whole("distinct_layers", self.distinct_layers, least=1)
+            if self.distinct_layers > self.layers:
+                raise ConfigError(f"distinct_layers is {self.distinct_layers} of {self.layers} layers.", fix="Give at most as many.")
+            if self.distinct_layers == self.layers:
+                self._fill("distinct_layers", None)
+        if self.shared_embedding:
+            inner = self.encoder
+            if inner is None or (inner.vocab_size, inner.embedding) != (self.vocab_size, self.embedding):
+                raise ConfigError(
+                    "shared_embedding needs an encoder of the same vocabulary and embedding width.", fix="Give one, or leave it out."
+                )
+
+    @property
+    def blocks(self) -> int:
+        """Of how many blocks the layers are made."""
+        return self.distinct_layers or self.layers
+
+    def turns(self, field: str) -> tuple[Spec, ...]:
+        """The specs that the layers take in turn of "attention", "mask" or "position": one, or as many as the list has."""
+        spec = getattr(self, field)
+        return spec if isinstance(spec, tuple) else (spec,)
 
     @property
     def width(self) -> int:
@@ -131,7 +170,8 @@ class ModelConfig:
         attention = 2 * self.hidden_size * self.width * (self.attention_heads + self.keys)
         layer = attention * (2 if self.encoder else 1) + 2 * self.hidden_size * self.intermediate_size
         inner = self.encoder.parameters if self.encoder else 0
-        return (self.vocab_size + self.segments) * self.embedding + self.layers * layer + inner
+        table = 0 if self.shared_embedding else self.vocab_size * self.embedding
+        return table + self.segments * self.embedding + self.blocks * layer + inner
 
     def change(self, changes: Mapping[str, Any]) -> ModelConfig:
         """A copy with other values; unknown names are errors."""
@@ -143,10 +183,14 @@ class ModelConfig:
         values: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in _SWITCHES:
+            if field.name in _IN_TURN and isinstance(value, tuple):
+                value = [_plain(field.name, one) for one in value]
+            elif field.name in _SWITCHES:
                 value = _plain(field.name, value)
             elif field.name == "heads":
                 value = [_plain("heads", head) for head in value]
+            elif field.name == "biases":
+                value = list(value)
             elif field.name == "encoder" and value is not None:
                 value = value.to_dict()
             values[field.name] = value
@@ -163,9 +207,9 @@ class ModelConfig:
         if not isinstance(values, Mapping):
             raise ConfigError(f"The configuration is a {type(values).__name__}.", fix="It must be a JSON object.")
         _known(values)
-        heads = values.get("heads")
-        specs = [(name, values.get(name)) for name in _SWITCHES]
-        for field, spec in specs + [("heads", head) for head in (heads if isinstance(heads, list | tuple) else ())]:
+        given = [(name, values.get(name)) for name in (*_SWITCHES, "heads")]
+        specs = [(name, one) for name, spec in given for one in (spec if isinstance(spec, list | tuple) else [spec])]
+        for field, spec in specs:
             name = spec if isinstance(spec, str) else spec.get("name") if isinstance(spec, Mapping) else None
             if isinstance(name, str) and ":" in name:
                 raise ConfigError(f"{field} names code: {name!r}.", fix="A loaded config can't: pass your part from Python.")
@@ -217,6 +261,15 @@ def _known(values: Mapping[str, Any]) -> None:
     for key in values:
         if key not in known:
             raise ConfigError(f"Unknown field {key!r}.", fix=nearest(str(key), known))
+
+
+def _in_turn(field: str, spec: Any) -> Spec | tuple[Spec, ...]:
+    if not isinstance(spec, list | tuple):
+        return _checked(field, spec)
+    if not spec:
+        raise ConfigError(f"{field} is an empty list.", fix="Name at least one.")
+    several = tuple(_checked(field, one) for one in spec)
+    return several[0] if all(one == several[0] for one in several) else several
 
 
 def _checked(field: str, spec: Any) -> Spec:

@@ -334,7 +334,7 @@ class Attention(nn.Module):
     """Queries, keys and values to an output; one a layer, the owner of scale, normalisation and the order of rotate and append.
 
     What it can serve: `honours`, the hooks of a position; `clocks` and `rules` of a mask; `has_scores`: whether there is a matrix of
-    scores to carry from layer to layer. A pair that can't be is refused when the model is built.
+    scores to carry from layer to layer. A pair that can't be is refused when the model is built (model/refusals.py says why).
     """
 
     honours: frozenset[str] = frozenset()
@@ -365,12 +365,14 @@ class Attention(nn.Module):
 class Output:
     """What a Transformer answers, None where not asked for or not held. Padded batches: [b t …]; packed: [n …].
 
-    hidden [b t d]; logits [b t v] (or [m v] at chosen tokens); pooled [b d]; nsp [b 2], 0 is "is next"; classes [b c]; all_hidden: the
+    hidden [b t d]; logits [b t v] (or [m v] at chosen tokens); replaced [b t], of a discriminator; pooled [b d]; nsp [b 2], 0 is "is
+    next"; classes [b c]; all_hidden: the
     embeddings and every layer; attentions: [b h q k] a layer, (self, cross) pairs in a decoder with an encoder; cache.
     """
 
     hidden: Tensor
     logits: Tensor | None = None
+    replaced: Tensor | None = None
     pooled: Tensor | None = None
     nsp: Tensor | None = None
     classes: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Normalisation over the width of a token: layer (arXiv:1607.06450) and rms (arXiv:1910.07467)."""
+"""Normalisation over the width of a token: layer (arXiv:1607.06450), rms (arXiv:1910.07467) or none."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ from torch.nn import functional
 
 from fishpaw.errors import ConfigError
 
-__all__ = ["layer", "rms"]
+__all__ = ["layer", "none", "rms"]
 
 
-def layer(size: int, *, eps: float = 1e-12) -> nn.Module:
-    """(x - mean) / sqrt(variance + eps) * weight + bias; [n d] -> [n d]. eps as in BERT."""
-    return _Layer(size, eps=_small(eps))
+def layer(size: int, *, eps: float = 1e-12, bias: bool = True) -> nn.Module:
+    """(x - mean) / sqrt(variance + eps) * weight + bias; [… d] -> [… d]. eps as in BERT; bias False as in ModernBERT."""
+    return _Layer(size, eps=_small(eps), bias=_truth("bias", bias))
 
 
-def rms(size: int, *, eps: float = 1e-6) -> nn.Module:
-    """x / sqrt(mean(x^2) + eps) * weight; [n d] -> [n d]. eps as in T5."""
-    return _RMS(size, eps=_small(eps))
+def rms(size: int, *, eps: float = 1e-6, scale: bool = True) -> nn.Module:
+    """x / sqrt(mean(x^2) + eps) * weight; [… d] -> [… d]. eps as in T5; scale False, without the weight, as in RoFormerV2."""
+    return _RMS(size, eps=_small(eps), elementwise_affine=_truth("scale", scale))
+
+
+def none(size: int) -> nn.Module:
+    """x as it is."""
+    return _None()
+
+
+class _None(nn.Module):
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return x
 
 
 class _Layer(nn.LayerNorm):
@@ -31,7 +41,14 @@ class _RMS(nn.RMSNorm):
     """torch's, in the type of x: inference in bf16 keeps its weights in fp32."""
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"The norm's {name} is {value!r}.", fix="Give true or false.")
+    return value
 
 
 def _small(eps: object) -> float:

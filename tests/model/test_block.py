@@ -60,3 +60,22 @@ def test_dropout_acts_on_what_is_added_and_never_on_the_residual():
     block.feed_forward.down.weight.zero_()
     x = torch.randn(14, 14, dtype=torch.float64)
     assert torch.equal(block(x, Surroundings([view(7, 7)]))[0], x)
+
+
+def test_mixed_norms_stand_around_the_feed_forward():
+    block, x = made(norm_at="mixed"), torch.randn(14, 14, dtype=torch.float64)
+    between = x + block.attention(x, [view(7, 7)])[0]
+    expected = block.feed_forward_norm(between + block.feed_forward(block.attention_norm(between)))
+    assert float((block(x, Surroundings([view(7, 7)]))[0] - expected).abs().max()) < 1e-12
+    assert float((made(norm_at="pre")(x, Surroundings([view(7, 7)]))[0] - expected).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(("name", "function"), [("geglu", functional.gelu), ("swiglu", functional.silu), ("reglu", functional.relu)])
+def test_a_gated_feed_forward_multiplies_the_half_that_is_not_activated(name, function):
+    layer = FeedForward(ModelConfig(vocab_size=3, hidden_size=5, layers=1, attention_heads=1, intermediate_size=7, activation=name,
+                                    init_std=0.6, biases=())).double()
+    x = torch.randn(3, 5, dtype=torch.float64)
+    expected = (function(x @ layer.up.weight[:7].T) * (x @ layer.up.weight[7:].T)) @ layer.down.weight.T
+    wrong = (function(x @ layer.up.weight[7:].T) * (x @ layer.up.weight[:7].T)) @ layer.down.weight.T
+    away, astray = (float((layer(x) - one).detach().abs().max()) for one in (expected, wrong))
+    assert layer.up.bias is None and away < 1e-12 < 1e-3 < astray

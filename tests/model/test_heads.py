@@ -104,3 +104,20 @@ def test_a_classifier_keeps_its_labels_and_drops_in_training_only():
     assert head.labels == ("好", "坏") and head.multi_label
     x = torch.randn(5, 14)
     assert torch.equal(head.eval()(x), head(x)) and not torch.equal(head.train()(x), head(x))
+
+
+def test_the_discriminator_scores_every_token():
+    model = tiny("rtd", activation="relu")
+    out, head = model(IDS, padding=KEEP), model.heads["rtd"]
+    made = torch.relu(out.hidden @ head.dense.weight.T + head.dense.bias)
+    assert out.replaced.shape == (3, 5)
+    assert float((out.replaced - (made @ head.score.weight.T + head.score.bias)[..., 0]).abs().max()) < 1e-12
+
+
+def test_a_scaled_language_model_scales_its_hidden_states():
+    plain, scaled = tiny("lm"), tiny({"name": "lm", "scale": 0.25})
+    scaled.load_state_dict(plain.state_dict())
+    assert float((scaled(IDS).logits - 0.25 * plain(IDS).logits).abs().max()) < 1e-12
+    for bad in (0, -1.0, True, float("nan"), "1"):
+        with pytest.raises(ConfigError, match="scale"):
+            tiny({"name": "lm", "scale": bad})

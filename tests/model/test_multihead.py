@@ -68,3 +68,24 @@ def test_several_views_are_laid_one_after_another():
     second = View(grid=Grid(3, 3, start=10), source=Grid(3, 3, start=10), q=two.q, k=two.k, position=Position())
     expected = torch.cat((module(x[:10], [one])[0], module(x[10:], [two])[0]))
     assert float((module(x, [one, second])[0] - expected).abs().max()) < 1e-12
+
+
+def test_queries_and_keys_are_normed_a_head_at_a_time():
+    config = ModelConfig(vocab_size=3, hidden_size=SIZE, layers=1, attention_heads=HEADS, head_size=WIDTH, intermediate_size=3,
+                         init_std=0.6, attention_dropout=0.0, qk_norm=True, norm="rms")
+    module = MultiHead(config).double().requires_grad_(False)
+    torch.nn.init.normal_(module.query_norm.weight)
+    torch.nn.init.normal_(module.key_norm.weight)
+    x = torch.randn(2, 7, SIZE, dtype=torch.float64)
+    q, k, v = (x @ one.T + bias for one, bias in zip(module.project.weight.chunk(3), module.project.bias.chunk(3), strict=True))
+
+    def normed(y, weight):
+        return y / (y.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+    found = []
+    for head in range(HEADS):
+        one, other, value = (part[..., head * WIDTH:][..., :WIDTH] for part in (q, k, v))
+        scores = normed(one, module.query_norm.weight) @ normed(other, module.key_norm.weight).mT / WIDTH**0.5
+        found.append(scores.softmax(-1) @ value)
+    expected = torch.cat(found, -1) @ module.output.weight.T + module.output.bias
+    assert float((module(x.flatten(0, 1), [view(7, 7)])[0] - expected.flatten(0, 1)).abs().max()) < 1e-12

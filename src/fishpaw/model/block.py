@@ -1,5 +1,5 @@
 """One layer: attention, cross-attention where there is an encoder, feed-forward; each with residual and norm, after it (post, as in
-BERT) or before it (pre, as in GPT-2; arXiv:2002.04745)."""
+BERT), before it (pre, as in GPT-2; arXiv:2002.04745) or mixed (as in GPT2-ML: both norms at the feed-forward, one before, one after)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fishpaw import activations, switch
 from fishpaw.config import ModelConfig
-from fishpaw.contracts import Memory, View
+from fishpaw.contracts import Attention, Memory, View
+from fishpaw.errors import ConfigError
 from fishpaw.model.linear import Linear
 from fishpaw.model.multihead import MultiHead
 
-__all__ = ["Block", "FeedForward", "Surroundings"]
+__all__ = ["Block", "FeedForward", "Surroundings", "build"]
 
 Pair = tuple[Any, Any]
 
@@ -35,16 +36,23 @@ class Surroundings:
 
 
 class FeedForward(nn.Module):
-    """x [n d] -> activation(x W1 + b1) W2 + b2, [n d]."""
+    """x [n d] -> activation(x W1 + b1) W2 + b2, [n d]; gated: (activation(x W1 + b1) * (x W3 + b3)) W2 + b2, W1 and W3 one matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = Linear(config.hidden_size, config.intermediate_size, std=config.init_std)
-        self.down = Linear(config.intermediate_size, config.hidden_size, std=config.init_std)
+        self.gated = activations.is_gated(config.activation)
+        bias, units = "feed_forward" in config.biases, config.intermediate_size
+        self.up = Linear(config.hidden_size, 2 * units if self.gated else units, std=config.init_std, bias=bias)
+        self.down = Linear(units, config.hidden_size, std=config.init_std, bias=bias)
         self.activation = activations.get(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(self.up(x, self.activation))
+        if self.gated:
+            opened, passed = self.up(x).chunk(2, dim=-1)
+            made = self.activation(opened) * passed
+        else:
+            made = self.up(x, self.activation)
+        out: Tensor = self.down(made)
         return out
 
 
@@ -53,7 +61,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.pre = config.norm_at == "pre"
+        if config.norm_at == "mixed" and config.encoder is not None:
+            raise ConfigError('norm_at "mixed" has no place for cross-attention.', fix='Use "pre" or "post" beside an encoder.')
+        self.norm_at = config.norm_at
         self.attention = MultiHead(config, source_size=config.hidden_size if config.stream == "positions" else None)
         self.attention_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size)
         self.cross = MultiHead(config, source_size=config.encoder.hidden_size) if config.encoder else None
@@ -62,12 +72,21 @@ class Block(nn.Module):
         self.feed_forward_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
+    @property
+    def kernels(self) -> tuple[Attention, Attention | None]:
+        """What attends: to the tokens themselves, and to the encoder."""
+        return self.attention.kernel, None if self.cross is None else self.cross.kernel
+
     def forward(
         self, x: Tensor, around: Surroundings, carry: Pair = (None, None), memory: tuple[Memory | None, Memory | None] = (None, None)
     ) -> tuple[Tensor, Pair, Pair]:
         """-> x, (self, cross) carry for the next layer, (self, cross) attention maps a view."""
         own, shown, told = self._before(x, self.attention_norm, around.condition), around.weights, around.condition
         out, own_carry, own_maps = self.attention(own, around.views, source=around.tokens, carry=carry[0], memory=memory[0], weights=shown)
+        if self.norm_at == "mixed":
+            x = x + self.dropout(out)
+            x = self.feed_forward_norm(x + self.dropout(self.feed_forward(self.attention_norm(x, told))), told)
+            return x, (own_carry, None), (own_maps, None)
         x = self._after(x, out, self.attention_norm, told)
         cross_carry, cross_maps = None, None
         if self.cross is not None and self.cross_norm is not None:
@@ -80,10 +99,15 @@ class Block(nn.Module):
         return x, (own_carry, cross_carry), (own_maps, cross_maps)
 
     def _before(self, x: Tensor, norm: nn.Module, condition: Tensor | None) -> Tensor:
-        return norm(x, condition) if self.pre else x
+        return norm(x, condition) if self.norm_at == "pre" else x
 
     def _after(self, x: Tensor, out: Tensor, norm: nn.Module, condition: Tensor | None) -> Tensor:
         total: Tensor = x + self.dropout(out)
-        if not self.pre:
+        if self.norm_at == "post":
             total = norm(total, condition)
         return total
+
+
+def build(config: ModelConfig) -> Block:
+    """A layer of the usual kind."""
+    return Block(config)

@@ -3,6 +3,8 @@ embedding, arXiv:1909.11942)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +17,14 @@ __all__ = ["Embedding"]
 
 
 class Embedding(nn.Module):
-    """Batch -> [n d]. With stream "positions" it makes T-TA's query stream, too: one learned vector in the place of every token."""
+    """Batch -> [n d]. With stream "positions" it makes T-TA's query stream, too: one learned vector in the place of every token. Without a
+    table of its own (`lent`), it reads vectors that a decoder's table made."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, lent: bool = False) -> None:
         super().__init__()
         size, std = config.embedding, config.init_std
-        self.tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, size), freeze=False)  # not initialised twice
+        table = None if lent else nn.Embedding.from_pretrained(torch.empty(config.vocab_size, size), freeze=False)
+        self.tokens = table                                                                             # not initialised twice
         self.segments = nn.Embedding.from_pretrained(torch.empty(config.segments, size), freeze=False) if config.segments else None
         self.norm: nn.Module | None = switch.build("norms", config.norm, size) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
@@ -30,21 +34,28 @@ class Embedding(nn.Module):
             if table is not None and not table.weight.is_meta:
                 nn.init.normal_(table.weight, std=std)
 
-    def forward(self, batch: Batch, position: Position, embedded: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: Batch, positions: Iterable[Position], embedded: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """embedded [n e]: instead of the token vectors (integrated gradients, TeaForN). condition [n c]: for a conditional norm."""
-        tokens = self.tokens(batch.ids) if embedded is None else embedded
-        return self._finish(tokens, batch, position, condition)
+        if embedded is None:
+            if self.tokens is None:
+                raise ValueError("this embedding shares its decoder's table: give embedded")
+            embedded = self.tokens(batch.ids)
+        return self._finish(embedded, batch, positions, condition)
 
-    def queries(self, batch: Batch, position: Position, condition: Tensor | None = None) -> Tensor:
+    def queries(self, batch: Batch, positions: Iterable[Position], condition: Tensor | None = None) -> Tensor:
         """T-TA's stream, which knows where it stands but not what stands there, [n d]."""
         if self.query is None:
             raise ValueError("this embedding was built without a query stream: set stream='positions'")
-        return self._finish(self.query.expand(len(batch.ids), -1), batch, position, condition)
+        return self._finish(self.query.expand(len(batch.ids), -1), batch, positions, condition)
 
-    def _finish(self, x: Tensor, batch: Batch, position: Position, condition: Tensor | None) -> Tensor:
+    def _finish(self, x: Tensor, batch: Batch, positions: Iterable[Position], condition: Tensor | None) -> Tensor:
         if self.segments is not None:                                # of a single kind, segments are only the mask's
             single = batch.segments is None or self.segments.num_embeddings == 1
             x = x + (self.segments.weight[0] if single else self.segments(batch.segments))
-        x = position.embed(x, batch.positions)
+        places = batch.positions
+        for position in positions:
+            x = position.embed(x, places)
         x = self.dropout(x if self.norm is None else self.norm(x, condition))
         return x if self.project is None else self.project(x)

@@ -1,6 +1,6 @@
-"""What stands on top of the hidden states: pooler, next-sentence, masked language model, language model, classifier. A head's name is its
-function here. Each says what it `reads`, "tokens" (with the token table and the condition), a "sequence" (its token `at`) or "pooled" (what
-the pooler made), and which field of Output it `fills`."""
+"""What stands on top of the hidden states: pooler, next-sentence, masked language model, language model, ELECTRA's discriminator,
+classifier. A head's name is its function here. Each says what it `reads`, "tokens" (with the token table and the condition), a "sequence"
+(its token `at`) or "pooled" (what the pooler made), and which field of Output it `fills`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
 from fishpaw.model.linear import Linear, Packed, product
 
-__all__ = ["Classifier", "LanguageModel", "MaskedLanguageModel", "NextSentence", "Pooler", "classifier", "lm", "mlm", "nsp", "pooler"]
+__all__ = [
+    "Classifier", "LanguageModel", "MaskedLanguageModel", "NextSentence", "Pooler", "ReplacedTokens", "classifier",
+    "lm", "mlm", "nsp", "pooler", "rtd",
+]  # fmt: skip
 
 
 class Pooler(nn.Module):
@@ -48,12 +51,13 @@ class NextSentence(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """hidden [m d] -> logits [m v]: a product with the token table (tied), or with a matrix of its own."""
+    """hidden [m d] -> logits [m v]: scale * hidden times the token table (tied), or a matrix of its own."""
 
     reads, fills = "tokens", "logits"
 
-    def __init__(self, config: ModelConfig, bias: bool) -> None:
+    def __init__(self, config: ModelConfig, bias: bool, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         if config.tie_embeddings and config.embedding != config.hidden_size:
             raise ConfigError(
                 f"The head 'lm' can't be tied: the embedding is {config.embedding} wide, the hidden state {config.hidden_size}.",
@@ -64,6 +68,7 @@ class LanguageModel(nn.Module):
         self.packed: Packed | None = None
 
     def forward(self, hidden: Tensor, table: Tensor, condition: Tensor | None = None) -> Tensor:
+        hidden = hidden if self.scale == 1 else hidden * self.scale
         return self.packed(hidden) if self.packed else product(hidden, self.weight(table), self.bias)
 
     def weight(self, table: Tensor) -> Tensor:
@@ -76,9 +81,9 @@ class MaskedLanguageModel(nn.Module):
 
     reads, fills = "tokens", "logits"
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dense_bias: bool) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.embedding, std=config.init_std)
+        self.dense = Linear(config.hidden_size, config.embedding, std=config.init_std, bias=dense_bias)
         self.activation = activations.get(config.activation)
         self.norm: nn.Module = switch.build("norms", config.norm, config.embedding)
         self.decoder = None if config.tie_embeddings else Linear(config.embedding, config.vocab_size, std=config.init_std, bias=False)
@@ -92,6 +97,22 @@ class MaskedLanguageModel(nn.Module):
     def weight(self, table: Tensor) -> Tensor:
         """The matrix [v e]: the token table, or its own."""
         return table if self.decoder is None else self.decoder.weight
+
+
+class ReplacedTokens(nn.Module):
+    """hidden [m d] -> matrix, activation -> a score a token, [m]: above 0 where it was replaced (ELECTRA, arXiv:2003.10555)."""
+
+    reads, fills = "tokens", "replaced"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, std=config.init_std)
+        self.activation = activations.get(config.activation)
+        self.score = Linear(config.hidden_size, 1, std=config.init_std)
+
+    def forward(self, hidden: Tensor, table: Tensor, condition: Tensor | None = None) -> Tensor:
+        scores: Tensor = self.score(self.dense(hidden, self.activation))
+        return scores.squeeze(-1)
 
 
 class Classifier(nn.Module):
@@ -123,25 +144,35 @@ def nsp(config: ModelConfig) -> NextSentence:
     return NextSentence(config)
 
 
-def lm(config: ModelConfig, *, bias: bool = False) -> LanguageModel:
-    """GPT's head."""
-    if not isinstance(bias, bool):
-        raise ConfigError(f"The head's bias is {bias!r}.", fix="Give true or false.")
-    return LanguageModel(config, bias)
+def lm(config: ModelConfig, *, bias: bool = False, scale: float = 1.0) -> LanguageModel:
+    """GPT's head. scale: of the hidden states (T5 with a tied table: 1/sqrt(hidden_size))."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise ConfigError(f"The head's scale is {scale!r}.", fix="Give a positive number.")
+    return LanguageModel(config, _truth("bias", bias), scale)
 
 
-def mlm(config: ModelConfig) -> MaskedLanguageModel:
-    """BERT's head; with a causal or UniLM mask it predicts the next token."""
-    return MaskedLanguageModel(config)
+def mlm(config: ModelConfig, *, dense_bias: bool = True) -> MaskedLanguageModel:
+    """BERT's head; with a causal or UniLM mask it predicts the next token. dense_bias: of its matrix (ModernBERT has none)."""
+    return MaskedLanguageModel(config, _truth("dense_bias", dense_bias))
+
+
+def rtd(config: ModelConfig) -> ReplacedTokens:
+    """ELECTRA's head: which tokens a generator replaced."""
+    return ReplacedTokens(config)
 
 
 def classifier(config: ModelConfig, *, labels: Sequence[str], multi_label: bool = False, dropout: float = 0.1) -> Classifier:
     """Needs a pooler. At least one label, all different."""
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ConfigError(f"The classifier's dropout is {dropout!r}.", fix="Give a number from 0 to below 1.")
-    if not isinstance(multi_label, bool):
-        raise ConfigError(f"The classifier's multi_label is {multi_label!r}.", fix="Give true or false.")
+    _truth("multi_label", multi_label)
     named = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
     if not named or len(set(labels)) < max(1, len(labels)):
         raise ConfigError(f"The classifier's labels are {labels!r}.", fix="Give a list of different names.")
     return Classifier(config, labels, multi_label, dropout)
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"The head's {name} is {value!r}.", fix="Give true or false.")
+    return value

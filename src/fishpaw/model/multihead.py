@@ -18,17 +18,20 @@ __all__ = ["MultiHead"]
 
 class MultiHead(nn.Module):
     """x [n d] -> [n d]. Queries, keys and values of x come from one product. With `source_size`, keys and values come from elsewhere
-    (an encoder; T-TA's tokens) through a product of their own. `key_value_heads` may be fewer than the query heads."""
+    (an encoder; T-TA's tokens) through a product of their own. `key_value_heads` may be fewer than the query heads; `qk_norm` norms each
+    head's queries and keys (arXiv:2010.04245)."""
 
     def __init__(self, config: ModelConfig, *, source_size: int | None = None) -> None:
         super().__init__()
         self.heads, self.keys = config.attention_heads, config.keys
-        size, width, std = config.hidden_size, config.width, config.init_std
-        self.project = Linear(size, (self.heads + 2 * self.keys) * width, std=std) if source_size is None else None
-        self.query = None if source_size is None else Linear(size, self.heads * width, std=std)
-        self.key_value = None if source_size is None else Linear(source_size, 2 * self.keys * width, std=std)
-        self.output = Linear(self.heads * width, size, std=std)
-        self.kernel: Attention = switch.build("attention", config.attention, config)
+        size, width, std, bias = config.hidden_size, config.width, config.init_std, "qkv" in config.biases
+        self.project = Linear(size, (self.heads + 2 * self.keys) * width, std=std, bias=bias) if source_size is None else None
+        self.query = None if source_size is None else Linear(size, self.heads * width, std=std, bias=bias)
+        self.key_value = None if source_size is None else Linear(source_size, 2 * self.keys * width, std=std, bias=bias)
+        self.query_norm: nn.Module | None = switch.build("norms", config.norm, width) if config.qk_norm else None
+        self.key_norm: nn.Module | None = switch.build("norms", config.norm, width) if config.qk_norm else None
+        self.output = Linear(self.heads * width, size, std=std, bias="output" in config.biases)
+        self.kernel: Attention = switch.build("attention", config.turns("attention")[0], config)
 
     def forward(
         self,
@@ -61,9 +64,14 @@ class MultiHead(nn.Module):
         first, second = flat
         if self.project is not None:
             q, k, v = view.grid.split(first, self.heads + 2 * self.keys).split((self.heads, self.keys, self.keys), dim=1)
-            return q, k, v
+            return *self._normed(q, k), v
         q = view.grid.split(first, self.heads)
         if second is None:
-            return q, None, None
+            return *self._normed(q, None), None
         k, v = view.source.split(second, 2 * self.keys).chunk(2, dim=1)
-        return q, k, v
+        return *self._normed(q, k), v
+
+    def _normed(self, q: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.query_norm is None or self.key_norm is None:
+            return q, k
+        return self.query_norm(q), None if k is None else self.key_norm(k)

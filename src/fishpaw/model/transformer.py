@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,16 +13,21 @@ from torch.utils.checkpoint import checkpoint
 
 from fishpaw import switch
 from fishpaw.config import ModelConfig
-from fishpaw.contracts import Batch, Output, Position, Rows, View
+from fishpaw.contracts import Attention, Batch, Output, Position, Rows, View
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.masks import Mask
-from fishpaw.model.block import Block, Surroundings
+from fishpaw.model.block import Surroundings
 from fishpaw.model.cache import Cache
 from fishpaw.model.embedding import Embedding
 from fishpaw.model.heads import LanguageModel, MaskedLanguageModel
 from fishpaw.model.linear import Linear, Packed
+from fishpaw.model.refusals import refuse_attention
 
-__all__ = ["Transformer"]
+__all__ = ["Transformer", "distinct"]
+
+
+Kind = tuple[int, int]
+"""Which mask and which position a layer has, of the distinct ones."""
 
 
 class Transformer(nn.Module):
@@ -30,26 +35,53 @@ class Transformer(nn.Module):
 
     `recompute`: keep only each layer's input during training and compute the rest again in the backward pass (arXiv:1604.06174);
     slower by about a third, memory no longer grows with what a layer makes. `origin`: the hub id and commit that the weights are from.
-    `compute`: the type that `prepare` chose, None if it wasn't called.
+    `compute`: the type that `prepare` chose, None if it wasn't called. `lent`: of an encoder that reads its decoder's token table.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, lent: bool = False) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
         self.compute: torch.dtype | None = None
         self.origin: str | None = None
-        self.mask: Mask = switch.build("masks", config.mask, config)
-        self.position: Position = switch.build("positions", config.position, config)
-        self.embedding = Embedding(config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.masks: list[Mask] = [switch.build("masks", spec, config) for spec in distinct(config.turns("mask"))]
+        self.positions = nn.ModuleList(switch.build("positions", spec, config) for spec in distinct(config.turns("position")))
+        self.kinds = [(_turn(config, "mask", index), _turn(config, "position", index)) for index in range(config.layers)]
+        self.embedding = Embedding(config, lent=lent)
+        self.layers = nn.ModuleList(_block(config, index) for index in range(config.blocks))
         self.final_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size) if config.norm_at == "pre" else nn.Identity()
         heads = {_head_name(head, config): switch.build("model.heads", head, config) for head in config.heads}
         self.heads = nn.ModuleDict(_pooler_first(heads))
         self.own_position = Position()
-        self.encoder = Transformer(config.encoder) if config.encoder else None
+        self.encoder = Transformer(config.encoder, lent=config.shared_embedding) if config.encoder else None
         self.conditional = any(getattr(module, "conditional", False) for module in self.modules())
         _refuse(self)
+
+    @property
+    def mask(self) -> Mask:
+        """The mask of the first layer; those of all have one clock."""
+        return self.masks[0]
+
+    @property
+    def position(self) -> Position:
+        """The position of the first layer."""
+        first = self.positions[0]
+        assert isinstance(first, Position)
+        return first
+
+    @property
+    def longest(self) -> int | None:
+        """How many positions a text may have, None for any number."""
+        limits = [position.length for position in self.positions if isinstance(position.length, int)]
+        return min(limits, default=None)
+
+    @property
+    def table(self) -> Tensor:
+        """The vectors of the tokens, [v e]."""
+        if self.embedding.tokens is None:
+            raise ValueError("this encoder shares its decoder's token table, and has none of its own")
+        table: Tensor = self.embedding.tokens.weight
+        return table
 
     def forward(
         self,
@@ -79,12 +111,15 @@ class Transformer(nn.Module):
         batch = self._batch(ids, segments, padding, positions, condition, cache)
         self._check(batch, cache)
         if self.encoder is not None and encoder_batch is not None and encoded is None:
-            encoded = self.encoder(encoder_batch, logits_at=encoder_batch.ids.new_empty(0)).hidden
+            lent = self.table[encoder_batch.ids] if self.config.shared_embedding else None
+            encoded = self.encoder(encoder_batch, embedded=lent, logits_at=encoder_batch.ids.new_empty(0)).hidden
             encoded = encoded if encoder_batch.shape is None else encoded.flatten(0, 1)                # [m d]
-        around, stream = self._surroundings(batch, cache, encoded, encoder_batch, embedded, attentions)
+        around, views, stream = self._surroundings(batch, cache, encoded, encoder_batch, embedded, attentions)
         hidden, maps = [stream], []
         carry: tuple[Any, Any] = (None, None)
-        for index, block in enumerate(self.layers):
+        for index, kind in enumerate(self.kinds):
+            block = self.layers[index * len(self.layers) // len(self.kinds)]
+            around = around if around.views is views[kind] else replace(around, views=views[kind])
             memory = (None, None) if cache is None else cache.memories[index]
             if self.recompute and cache is None and self.training and torch.is_grad_enabled():      # again would append to a memory twice
                 stream, carry, weights = checkpoint(block, stream, around, carry, memory, use_reentrant=False)
@@ -113,7 +148,7 @@ class Transformer(nn.Module):
             if isinstance(module, Linear):
                 module.packed = Packed(module.weight, module.bias, dtype)
             elif isinstance(module, LanguageModel | MaskedLanguageModel):
-                module.packed = Packed(module.weight(self.embedding.tokens.weight), module.bias, dtype)
+                module.packed = Packed(module.weight(self.table), module.bias, dtype)
             elif isinstance(module, Transformer):
                 module.compute = dtype
         return self
@@ -158,14 +193,22 @@ class Transformer(nn.Module):
             raise ConfigError(
                 f"A model with the mask {self.mask.clock!r} can't decode step by step.", fix='Load it with mask="causal" or mask="unilm".'
             )
-        pairs = [(block.attention.kernel.memory(room), block.cross.kernel.memory() if block.cross else None) for block in self._blocks()]
+        pairs = [(own.memory(room), None if cross is None else cross.memory()) for own, cross in self.kernels()]
         return Cache(pairs, self.mask)
+
+    def kernels(self) -> list[tuple[Attention, Attention | None]]:
+        """What attends in each layer: to the tokens themselves, and to the encoder."""
+        found: list[tuple[Attention, Attention | None]] = []
+        for index in range(len(self.kinds)):
+            block: Any = self.layers[index * len(self.layers) // len(self.kinds)]                   # whatever its kind
+            found.append(block.kernels)
+        return found
 
     def set_heads(self, heads: Sequence[switch.Spec]) -> None:
         """Keep the heads that are held already and named the same, build the others from random values, drop the rest."""
         config = self.config.change({"heads": tuple(heads)})
         held = {_head_name(head, self.config): head for head in self.config.heads}
-        device, dtype = self.embedding.tokens.weight.device, self.embedding.tokens.weight.dtype
+        device, dtype = self.table.device, self.table.dtype
         made = nn.ModuleDict()
         for head in config.heads:
             name = _head_name(head, config)
@@ -179,9 +222,6 @@ class Transformer(nn.Module):
             self.config, self.heads = before
             raise
         self.train(self.training)
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.layers if isinstance(block, Block)]
 
     def _batch(
         self,
@@ -212,7 +252,7 @@ class Transformer(nn.Module):
         if (batch.condition is not None) != self.conditional:
             said = "The norms of this model read a condition" if self.conditional else "No norm of this model reads a condition"
             raise ConfigError(f"{said}.", fix="Give condition [rows, size]." if self.conditional else "Leave it out.")
-        limit = self.position.length
+        limit = self.longest
         if batch.ids.device.type != "cpu":                                       # a look at the ids would wait for the device
             longest = max(grid.t for grid in batch.grids)
             longest = cache.reach + longest // cache.lanes if cache is not None and cache.length else longest
@@ -233,12 +273,12 @@ class Transformer(nn.Module):
         encoder_batch: Batch | None,
         embedded: Tensor | None,
         attentions: bool,
-    ) -> tuple[Surroundings, Tensor]:
+    ) -> tuple[Surroundings, Mapping[Kind, Sequence[View]], Tensor]:
         wanted = (len(batch.ids), self.config.embedding)
         if embedded is not None and embedded.shape != wanted:
             raise ValueError(f"embedded has shape {tuple(embedded.shape)}: give {wanted}, a row a token")
         condition = None if batch.condition is None else batch.condition[batch.row]                   # [n c]
-        tokens = self._cast(self.embedding(batch, self.position, embedded, condition))
+        tokens = self._cast(self.embedding(batch, self._positions(), embedded, condition))
         encoder = None if encoder_batch is None else encoder_batch.rows[0]
         if self.config.encoder is not None and (encoder_batch is None or encoded is None) and (cache is None or cache.encoder is None):
             raise ValueError("this decoder reads an encoder: give encoder_batch")
@@ -250,20 +290,25 @@ class Transformer(nn.Module):
             if encoded is not None and encoder_batch is not None and encoded.shape[:-1] != encoder_batch.ids.shape:
                 raise ValueError(f"encoded has shape {tuple(encoded.shape)} for {len(encoder_batch.ids)} tokens: give [tokens, width]")
         views = self._views(batch, cache, encoder, tokens.dtype)
+        first = views[self.kinds[0]]
         cross: Sequence[View] = ()
         if self.config.encoder is not None:
             known = encoder if encoder is not None else cache.encoder if cache is not None else None
             assert known is not None
-            cross = [self._cross_view(batch, views[0], known, encoder_batch)]
+            cross = [self._cross_view(batch, first[0], known, encoder_batch)]
         if self.config.stream == "tokens":
-            return Surroundings(views, cross, None, encoded, condition, attentions), tokens
-        queries = self._cast(self.embedding.queries(batch, self.position, condition))
-        return Surroundings(views, cross, tokens, encoded, condition, attentions), queries
+            return Surroundings(first, cross, None, encoded, condition, attentions), views, tokens
+        queries = self._cast(self.embedding.queries(batch, self._positions(), condition))
+        return Surroundings(first, cross, tokens, encoded, condition, attentions), views, queries
+
+    def _positions(self) -> list[Position]:
+        return [position for position in self.positions if isinstance(position, Position)]
 
     def _cast(self, x: Tensor) -> Tensor:
         return x if self.compute is None else x.to(self.compute)
 
-    def _views(self, batch: Batch, cache: Cache | None, encoder: Rows | None, dtype: torch.dtype) -> list[View]:
+    def _views(self, batch: Batch, cache: Cache | None, encoder: Rows | None, dtype: torch.dtype) -> dict[Kind, list[View]]:
+        """A view a grid, for each kind of layer there is."""
         if cache is not None and batch.shape is None:                    # a packed one may stand in another order
             raise ValueError("a cache reads a padded batch, not a packed one")
         if cache is None or not cache.length:                # a step's batch comes with its times
@@ -274,34 +319,35 @@ class Transformer(nn.Module):
             batch = replace(batch, rows=tuple(rows))
         stored = cache is not None and cache.length > 0
         line: Tensor | None = None
-        views = []
+        views: dict[Kind, list[View]] = {kind: [] for kind in self.kinds}
         for grid, q in zip(batch.grids, batch.rows, strict=True):
             k, dense = q, grid.cells is None and (batch.dense or batch.shape is None)               # a packed group without cells is full
             if cache is not None:
                 k, line = cache.extend(batch, encoder)
                 dense = cache.dense
-            single = grid.t == 1
-            bias = self.position.bias(q.position, k.position)
-            ahead = {"full": False, "causal": stored or bias is not None, "unilm": batch.segments is not None}[self.mask.clock]
-            mask = None
-            if not dense or self.mask.rules or line is not None or (ahead and not single):
-                mask = self.mask.allowed(q, k)
-                mask = (mask if line is None else mask & line)[:, None]                             # [b 1 1|q k]
-            views.append(
-                View(
-                    grid=grid,
-                    source=grid,
-                    q=q,
-                    k=k,
-                    position=self.position,
-                    at=self.position.at(q.position, k.position, q.position, dtype),
-                    clock=self.mask.clock,
-                    rules=self.mask.rules,
-                    mask=mask,
-                    bias=None if bias is None else bias.to(dtype),
-                    lanes=1 if cache is None else cache.lanes,
+            for kind, laid in views.items():
+                mask, position = self.masks[kind[0]], self._positions()[kind[1]]
+                bias = position.bias(q.position, k.position)
+                ahead = {"full": False, "causal": stored or bias is not None, "unilm": batch.segments is not None}[mask.clock]
+                seen = None
+                if not dense or mask.rules or line is not None or (ahead and grid.t > 1):
+                    seen = mask.allowed(q, k)
+                    seen = (seen if line is None else seen & line)[:, None]                         # [b 1 1|q k]
+                laid.append(
+                    View(
+                        grid=grid,
+                        source=grid,
+                        q=q,
+                        k=k,
+                        position=position,
+                        at=position.at(q.position, k.position, q.position, dtype),
+                        clock=mask.clock,
+                        rules=mask.rules,
+                        mask=seen,
+                        bias=None if bias is None else bias.to(dtype),
+                        lanes=1 if cache is None else cache.lanes,
+                    )
                 )
-            )
         return views
 
     def _cross_view(self, batch: Batch, own: View, encoder: Rows, encoder_batch: Batch | None) -> View:
@@ -319,11 +365,16 @@ class Transformer(nn.Module):
             if head.reads == "tokens":
                 chosen = stream if logits_at is None else stream[logits_at]
                 told = condition if condition is None or logits_at is None else condition[logits_at]
-                made = head(chosen, self.embedding.tokens.weight, told)
+                made = head(chosen, self.table, told)
                 setattr(output, str(head.fills), batch.restore(made) if logits_at is None else made)
             elif output.cache is None:                                           # a step has no whole sequence to pool
                 read = output.pooled if head.reads == "pooled" else stream[batch.first if head.at == "first" else batch.last()]
                 setattr(output, str(head.fills), head(read))
+
+
+def distinct(specs: Sequence[switch.Spec]) -> list[switch.Spec]:
+    """Each spec once, in the order of its first turn."""
+    return [spec for index, spec in enumerate(specs) if spec not in specs[:index]]
 
 
 _SHORTER = "Truncate it, or load another position."
@@ -355,27 +406,36 @@ def _head_name(head: switch.Spec, config: ModelConfig) -> str:
     return name
 
 
+def _turn(config: ModelConfig, field: str, index: int) -> int:
+    specs = config.turns(field)
+    return distinct(specs).index(specs[index % len(specs)])
+
+
+def _block(config: ModelConfig, index: int) -> nn.Module:
+    """Block `index`. The first of a model that norms before and has an embedding norm does without the norm that would come twice."""
+    specs = config.turns("attention")
+    if len(specs) > 1 and config.distinct_layers:
+        raise ConfigError("Layers that share weights can't take kinds of attention in turn.", fix="Leave out distinct_layers.")
+    block: nn.Module = switch.build("model", config.block, config.change({"attention": specs[index % len(specs)]}))
+    if config.norm_at == "pre" and config.embedding_norm and index == 0 and config.blocks == config.layers:
+        block.attention_norm = switch.build("norms", "none", config.hidden_size)
+    return block
+
+
 def _refuse(model: Transformer) -> None:
     """Pairs of switches that can't be, each with its reason."""
     config = model.config
-    kernel = model._blocks()[0].attention.kernel
-    name = switch.spec_name(config.attention)
-    lacking = sorted(model.position.hooks() - kernel.honours)
-    if lacking:
-        raise ConfigError(
-            f"attention {name!r} can't take position {switch.spec_name(config.position)!r}: it has no place for {', '.join(lacking)}.",
-            fix="Use attention 'softmax', or another position.",
-        )
-    crossed = model._blocks()[0].cross
-    if crossed is not None and "full" not in crossed.kernel.clocks:
-        raise ConfigError(f"attention {name!r} can't read an encoder: it can't keep the mask 'full'.", fix="Use attention 'softmax'.")
-    if model.mask.clock not in kernel.clocks or not set(model.mask.rules) <= kernel.rules:
-        raise ConfigError(
-            f"attention {name!r} can't keep the mask {model.mask.clock!r} with the rules {list(model.mask.rules)}.",
-            fix="Use attention 'softmax', or another mask.",
-        )
-    if config.residual_scores and not kernel.has_scores:
-        raise ConfigError(f"attention {name!r} has no scores to carry: residual_scores can't be.", fix="Use attention 'softmax'.")
+    if len({mask.clock for mask in model.masks}) > 1:
+        raise ConfigError(f"mask lists {', '.join(mask.clock for mask in model.masks)}.", fix="The masks of one model share their clock.")
+    if config.qk_norm and model.conditional:
+        raise ConfigError("qk_norm has no condition for a conditional norm.", fix="Leave out qk_norm, or use another norm.")
+    attentions, positions = config.turns("attention"), config.turns("position")
+    for index, ((own, cross), (mask, position)) in enumerate(zip(model.kernels(), model.kinds, strict=True)):
+        name = switch.spec_name(attentions[index % len(attentions)])
+        place = switch.spec_name(positions[index % len(positions)]), model._positions()[position]
+        refuse_attention(name, own, position=place, mask=model.masks[mask], residual_scores=config.residual_scores)
+        if cross is not None:
+            refuse_attention(name, cross, position=("none", model.own_position), mask=Mask("full"), residual_scores=False)
     fills = [str(head.fills) for head in model.heads.values()]
     for head_name, head in model.heads.items():
         if head.reads == "pooled" and "pooled" not in fills:

@@ -39,7 +39,7 @@ def fill(model: Transformer, tokenizer: WordPiece | ByteLevel, text: str, *, top
     masked = [index for index, token in enumerate(encoding.ids) if token == tokenizer.mask_id]
     if not masked:
         raise DataError("The text has no [MASK].", fix="Write [MASK] where a token is to be guessed.")
-    device = model.embedding.tokens.weight.device
+    device = model.table.device
     with model.evaluating():
         logits = model(torch.tensor([encoding.ids], device=device), logits_at=torch.tensor(masked, device=device)).logits
     known = logits.float().softmax(-1)[:, : tokenizer.size]          # [m v]; some tables are longer than their vocabulary, to be even

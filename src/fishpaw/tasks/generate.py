@@ -53,14 +53,14 @@ class Generate:
         if isinstance(texts, str) or not texts:
             raise DataError("There is no list of prompts.", fix="Give at least one text, in a list.")
         check_whole("max_new", max_new, 0, None)
-        positions = self.model.position.length
+        positions = self.model.longest
         room, least = None if positions is None else positions - max_new, 2 if self.model.mask.clock == "unilm" else 1
         if room is not None and room < least:
             raise ConfigError(f"{max_new} new tokens, but the model has {positions} positions.", fix="Ask for fewer (max_new).")
         features = [self._prompt(text, room) for text in texts]
         padded = pad(features, fill=self.model.config.pad_id, side="left")
         segments = padded.segments if self.model.config.segments else None
-        return Batch.padded(padded.ids, keep=padded.keep, segments=segments).to(self.model.embedding.tokens.weight.device)
+        return Batch.padded(padded.ids, keep=padded.keep, segments=segments).to(self.model.table.device)
 
     def decode(self, hypothesis: Hypothesis) -> str:
         """The text of a hypothesis, without what ended it."""

@@ -1,0 +1,165 @@
+"""One small masked language model, nine Transformers: what does a switch change in loss and speed? And what happens when a trained
+softmax model is given Performer's attention?
+
+    python recipes/mlm_variants.py --data DIR [--out runs/mlm_variants] [--only post-LN,pre-LN] [--threads 2] [--smoke]
+
+DIR/corpus holds Chinese documents. Each model (4 layers of 128 units, 8,000 characters at most) reads 1,500 batches of 32 x 128 tokens; its
+learning rate is the best of three after 200 steps. Everything is kept in --out: a run that was stopped goes on, one that ended is
+only read. The table is printed, and written to result.json, from the runs that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy
+import torch
+
+from fishpaw.config import ModelConfig
+from fishpaw.contracts import Batch
+from fishpaw.data.masking import mask_tokens
+from fishpaw.data.records import read_jsonl
+from fishpaw.losses.generation import masked_cross_entropy
+from fishpaw.model.transformer import Transformer
+from fishpaw.text.learn import characters
+from fishpaw.text.wordpiece import WordPiece
+from fishpaw.train.loop import fit
+from fishpaw.train.options import Options
+
+VARIANTS = {
+    "post-LN": {},
+    "pre-LN": {"norm_at": "pre"},
+    "RealFormer": {"residual_scores": True},
+    "RoPE": {"position": "rotary"},
+    "NEZHA": {"position": "nezha"},
+    "hierarchical": {"position": {"name": "hierarchical", "alpha": 0.4}, "max_positions": 32},
+    "linear (elu)": {"attention": "linear", "position": "rotary"},
+    "Performer": {"attention": "performer"},
+}
+THRICE = ("post-LN", "pre-LN", "RealFormer")                         # three seeds; one of the others
+RATES = (5e-4, 1e-3, 2e-3)
+CORPORA = ("laws_lawrefbook", "ms_vs_docs_zh", "pingcap_docs_cn", "oi_wiki", "react_zh", "d2l_zh")
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", type=Path, default=os.environ.get("FISHPAW_DATA"), help="default: FISHPAW_DATA")
+parser.add_argument("--out", type=Path, default=Path("runs/mlm_variants"))
+parser.add_argument("--only", default=",".join(VARIANTS), help="variants, by name")
+parser.add_argument("--threads", type=int, default=None)
+parser.add_argument("--smoke", action="store_true", help="a few steps of a smaller model on a few texts: seconds")
+arguments = parser.parse_args()
+steps, trial, swapped = (3, 2, 2) if arguments.smoke else (1500, 200, 300)
+width, layers, rows = (32, 2, 4) if arguments.smoke else (128, 4, 32)
+torch.set_num_threads(arguments.threads or torch.get_num_threads())
+
+# The text: characters of all corpora in equal parts, cut in pieces of 127 after a [CLS]. Every fiftieth piece is kept for evaluation.
+arguments.out.mkdir(parents=True, exist_ok=True)
+if not (arguments.out / "pieces.npy").exists():
+    if arguments.data is None:
+        parser.exit(2, "No data: give --data DIR, the folder that holds corpus/.\n")
+    texts = []
+    for corpus in CORPORA:
+        left = 30_000 if arguments.smoke else 1_600_000              # characters of each
+        for record in read_jsonl(arguments.data / "corpus" / corpus / "docs.jsonl.gz"):
+            texts.append(str(record.fields["text"])[:left])
+            left -= len(texts[-1])
+            if not left:
+                break
+    vocab = characters(texts, most=8000)
+    vocab.save(arguments.out / "vocab.txt")
+    tokenizer = WordPiece(vocab)
+    ids = tokenizer.encode_ids(texts, special=False).ids
+    cut = ids[: len(ids) // 127 * 127].reshape(-1, 127)
+    numpy.save(arguments.out / "pieces.npy", numpy.pad(cut, ((0, 0), (1, 0)), constant_values=tokenizer.cls_id).astype(numpy.int32))
+tokens = (arguments.out / "vocab.txt").read_text(encoding="utf-8").splitlines()
+mask_id = tokens.index("[MASK]")
+pieces = torch.from_numpy(numpy.load(arguments.out / "pieces.npy")).long()
+unseen, train = pieces[::50][: 8 if arguments.smoke else 512], [piece for index, piece in enumerate(pieces) if index % 50]
+
+
+def masked(rows, generator=None):
+    """What the model reads, the places it is asked about, and what stood there."""
+    ids = torch.stack(list(rows)).flatten()
+    seen, places = mask_tokens(ids, mask_id=mask_id, vocab_size=len(tokens), generator=generator)
+    return Batch.padded(seen.view(-1, 128)), places, ids[places]
+
+
+def loss(model, batch):
+    seen, places, true = batch
+    return masked_cross_entropy(model(seen, logits_at=places).logits, true)
+
+
+@torch.no_grad()
+def evaluate(model):
+    """Loss in nats and accuracy of the masked tokens of unseen text, the same masks each time."""
+    generator, total, right, count = torch.Generator().manual_seed(0), 0.0, 0, 0
+    for part in unseen.split(32):
+        seen, places, true = masked(part, generator)
+        logits = model(seen, logits_at=places).logits
+        total += float(masked_cross_entropy(logits, true)[0])
+        right, count = right + int((logits.argmax(-1) == true).sum()), count + len(true)
+    return {"loss": total / count, "accuracy": right / count}
+
+
+def build(changes, seed):
+    torch.manual_seed(seed)
+    shape = {"max_positions": 128, "heads": ["mlm"], "segments": 0, "dropout": 0.0, "attention_dropout": 0.0}
+    return Transformer(ModelConfig(len(tokens), width, layers, width // 32, 4 * width, **{**shape, **changes}))
+
+
+def run(name, model, rate, count, seed):
+    """Train, or read what an earlier run has left -> its figures."""
+    folder = arguments.out / name.replace(" ", "_")
+    if (folder / "figures.json").exists():
+        return json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    options = Options(steps=count, batch_size=rows, learning_rate=rate, warmup=0.1, seed=seed, save_seconds=120, log_every=50)
+    result = fit(model, train, loss=loss, collate=masked, options=options, out=folder, evaluate=evaluate, monitor="-loss")
+    figures = {**evaluate(model), "rate": rate, "steps": count, "seed": seed, "seconds": result.seconds}
+    torch.save(model.state_dict(), folder / "weights.pt")
+    (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    print(f"{name:32} loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.4f}  {result.seconds:.0f} s", flush=True)
+    return figures
+
+
+table = {}
+for name in arguments.only.split(","):
+    trials = [run(f"trial {name} {rate:g}", build(VARIANTS[name], 0), rate, trial, 0) for rate in RATES]
+    best = min(trials, key=lambda one: one["loss"])["rate"]
+    done = [run(f"{name} {seed}", build(VARIANTS[name], seed), best, steps, seed) for seed in range(3 if name in THRICE else 1)]
+    table[name] = {"rate": best, "losses": [one["loss"] for one in done], "accuracies": [one["accuracy"] for one in done],
+                   "trials": {f"{one['rate']:g}": one["loss"] for one in trials}}
+
+# The article's question: a trained softmax model, its weights unchanged, with FAVOR+ in the place of softmax; then 300 steps of training.
+trained = arguments.out / "post-LN_0" / "weights.pt"
+if trained.exists():
+    swap = build({"attention": "performer"}, 0)
+    swap.load_state_dict(torch.load(trained, weights_only=True), strict=False)
+    before = evaluate(swap.eval())
+    table["post-LN, then Performer"] = {"before": before, "after": run("swap", swap, 5e-4, swapped, 0)}
+
+# Speed, in turns, so that whatever else the machine does meets all alike: the fastest of several steps each.
+fastest = {}
+for turn in range(2 if arguments.smoke else 6):
+    for name in (name for name in arguments.only.split(",") if name in VARIANTS):
+        model = build(VARIANTS[name], 0).train()
+        batch = masked(train[:rows], torch.Generator().manual_seed(turn))
+        for _ in range(2):
+            began = time.perf_counter()
+            loss(model, batch)[0].backward()
+            fastest[name] = min(fastest.get(name, float("inf")), time.perf_counter() - began)
+
+print(f"\n{'variant':16} {'rate':>6} {'loss':>8} {'±':>7} {'accuracy':>9} {'tokens/s':>9}")
+for name in arguments.only.split(","):
+    row = table[name]
+    spread = statistics.stdev(row["losses"]) if len(row["losses"]) > 1 else float("nan")
+    row["tokens_per_second"] = rows * 128 / fastest[name]
+    print(f"{name:16} {row['rate']:6g} {statistics.mean(row['losses']):8.4f} {spread:7.4f} {statistics.mean(row['accuracies']):9.4f} "
+          f"{row['tokens_per_second']:9.0f}")
+if "post-LN, then Performer" in table:
+    before, after = table["post-LN, then Performer"]["before"], table["post-LN, then Performer"]["after"]
+    print(f"post-LN with Performer's attention: accuracy {before['accuracy']:.4f} at once, {after['accuracy']:.4f} after {swapped} steps")
+(arguments.out / "result.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""Which switches can't stand together: one table, each pair with its mathematical reason and what to use instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from fishpaw.contracts import Attention, Position
+from fishpaw.errors import ConfigError
+from fishpaw.masks import Mask
+
+__all__ = ["REFUSALS", "Refusal", "refuse_attention"]
+
+
+class Refusal(NamedTuple):
+    """Why an attention that lacks something can't serve a switch, and what to use instead."""
+
+    reason: str
+    instead: str
+
+
+_SCORES = "its sums are taken before any query meets a key, so there is never a matrix of scores"
+
+# What an attention may lack -> why a switch that needs it is refused.
+REFUSALS: Mapping[str, Refusal] = {
+    "embed": Refusal("it has no place for embeddings of positions", "another position"),
+    "rotate": Refusal("it has no place for turned queries and keys", "another position"),
+    "bias": Refusal(f"{_SCORES} that a bias could be added to", "position 'rotary' or 'learned'"),
+    "score": Refusal(f"{_SCORES} that a position could change", "position 'rotary' or 'learned'"),
+    "mix": Refusal(f"{_SCORES} whose weights a position could mix", "position 'rotary' or 'learned'"),
+    "residual_scores": Refusal(f"{_SCORES} to carry to the next layer", "residual_scores=False"),
+    "window": Refusal("a sum over all keys can't forget those that leave a window", "a mask without window"),
+    "exclude_self": Refusal("a normalisation over all positions is the same for every query, so none can leave out itself", "mask 'full'"),
+    "full": Refusal("what it has summed can't hold later keys", "mask 'causal'"),
+    "causal": Refusal("a normalisation over all positions reads the future", "mask 'full', or attention 'linear'"),
+    "unilm": Refusal("a normalisation over all positions reads the target's future", "mask 'full', or attention 'linear'"),
+}
+
+
+def refuse_attention(name: str, kernel: Attention, *, position: tuple[str, Position], mask: Mask, residual_scores: bool) -> None:
+    """ConfigError where the attention `name` can't serve a layer's position (name and part), its mask, or residual scores."""
+    for hook in sorted(position[1].hooks() - kernel.honours):
+        raise _error(name, f"position {position[0]!r}", f"its hook {hook!r}", hook)
+    if mask.clock not in kernel.clocks:
+        raise _error(name, f"the mask {mask.clock!r}", "its clock", mask.clock)
+    for rule in mask.rules:
+        if rule not in kernel.rules:
+            raise _error(name, f"the mask {mask.clock!r}", f"its rule {rule!r}", rule)
+    if residual_scores and not kernel.has_scores:
+        raise _error(name, "residual_scores", "the scores", "residual_scores")
+
+
+def _error(name: str, other: str, part: str, lack: str) -> ConfigError:
+    refusal = REFUSALS[lack]
+    what = f"attention {name!r} can't take {other} ({part}): {refusal.reason}."
+    return ConfigError(what, fix=f"Use {refusal.instead}, or attention 'softmax'.")

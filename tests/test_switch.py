@@ -13,7 +13,7 @@ from fishpaw.masks import Mask
 
 
 def test_a_room_lists_its_files_or_its_functions():
-    assert {"learned", "none", "rotary", "rotary_half", "sinusoidal"} <= set(switch.names("positions"))
+    assert {"learned", "none", "rotary", "sinusoidal"} <= set(switch.names("positions"))
     assert "softmax" in switch.names("attention") and "memory" not in switch.names("attention")       # memory.py builds no part
     assert {"layer", "rms"} <= set(switch.names("norms"))
     assert switch.names("masks") == ["causal", "full", "unilm"]

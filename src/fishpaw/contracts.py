@@ -240,6 +240,8 @@ class Position(nn.Module):
     are, None for any number."""
 
     length: int | None = None
+    sharpens: bool = False
+    """Whether `rotate` changes norms, too (log-n scaling, YaRN's temperature): what has no softmax to sharpen must undo that."""
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         """x [n e], pos [n] -> [n e]: added to the embeddings."""
@@ -341,6 +343,8 @@ class Attention(nn.Module):
     clocks: frozenset[str] = frozenset({"full", "causal", "unilm"})
     rules: frozenset[str] = frozenset()
     has_scores: bool = False
+    reads_mask: bool = True
+    """Whether it reads View.mask; one that reads the facts of queries and keys instead is spared the making of a matrix."""
 
     def forward(
         self,

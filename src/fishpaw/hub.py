@@ -69,7 +69,7 @@ def find(name: str | Path, *, revision: str | None = None, offline: bool | None 
 
 # -- on the disk ------------------------------------------------------------------------------------------------------------------
 
-_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".npz", ".json")
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".weights", ".npz", ".json")
 _BUNDLE_PART = re.compile(r"(.+)\.(index|meta|data-\d{5}-of-\d{5})")
 
 

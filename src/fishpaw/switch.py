@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -43,9 +44,8 @@ def names(room: str) -> list[str]:
         raise ConfigError(f"There is no room named {room!r}.", fix="This is a fault in fishpaw: please report it.")
     path = Path(origin.origin)
     if path.name == "__init__.py":
-        return sorted(file.stem for file in path.parent.glob("*.py") if not file.stem.startswith("_") and _defines_build(file))
-    functions = (node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef))
-    return sorted(name for name in functions if not name.startswith("_"))
+        return sorted(file.stem for file in path.parent.glob("*.py") if not file.stem.startswith("_") and _has_build(file))
+    return sorted(name for name in _functions(path, path.stat().st_mtime_ns) if not name.startswith("_"))
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -93,9 +93,14 @@ def _own(name: str) -> Callable[..., Any]:
     return own
 
 
-def _defines_build(file: Path) -> bool:
-    body = ast.parse(file.read_text(encoding="utf-8")).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == "build" for node in body)
+def _has_build(file: Path) -> bool:
+    return "build" in _functions(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _functions(file: Path, changed: int) -> tuple[str, ...]:
+    """The functions of a file, read once as long as it doesn't change: a model asks many times."""
+    return tuple(node.name for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef))
 
 
 def _signature(maker: Callable[..., Any]) -> str:

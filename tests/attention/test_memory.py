@@ -1,11 +1,11 @@
-"""Keys and values in buffers that grow: what comes out is what went in, in its order."""
+"""Keys and values in buffers that grow: what comes out is what went in, in its order. Sums that don't grow: each lane keeps its own."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fishpaw.attention.memory import LEAST, KeyValue
+from fishpaw.attention.memory import LEAST, KeyValue, State
 
 torch.set_num_threads(1)
 
@@ -57,3 +57,34 @@ def test_moving_lanes_moves_no_key():
 def test_an_empty_memory_says_so():
     with pytest.raises(ValueError, match="empty: read the prompt"):
         KeyValue().read()
+
+
+# Sums of constant size
+
+def summed(p=3, lanes=2):
+    state = State()
+    state.sums = (torch.randn(p, lanes, 2, 5, 7), torch.randn(p, lanes, 2, 5, 1))
+    return state, state.sums
+
+
+def test_new_lanes_of_a_state_continue_the_lanes_they_name():
+    state, before = summed()
+    lanes = torch.tensor([[1, 0, 1], [2, 2, 2], [5, 4, 5]])
+    state.select(lanes)
+    for found, one in zip(state.sums, before, strict=True):
+        assert found.shape[:2] == (3, 3)
+        assert all(torch.equal(found[p, x], one[int(lanes[p, x]) // 2, int(lanes[p, x]) % 2]) for p in range(3) for x in range(3))
+
+
+def test_a_state_keeps_the_prompts_that_stay_and_forgets_no_key():
+    state, before = summed()
+    state.take(torch.tensor([0, 2]))
+    assert all(torch.equal(found, one[[0, 2]]) for found, one in zip(state.sums, before, strict=True))
+    held = state.sums
+    state.compact(torch.zeros(2, 1, dtype=torch.long))
+    assert state.sums is held
+
+
+def test_an_empty_state_says_so():
+    with pytest.raises(ValueError, match="empty: read the prompt"):
+        State().select(torch.tensor([[0]]))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fishpaw.data.collate import Padded, move, named_tensors, pad
+from fishpaw.contracts import Batch
+from fishpaw.data.collate import Padded, move, named_tensors, pack, pad
 from fishpaw.errors import DataError
 
 
@@ -43,6 +44,20 @@ def test_no_text_and_unequal_segments_are_refused() -> None:
         pad([])
     with pytest.raises(DataError, match="Row 1 of a batch: 2 ids, but 1 segments"):
         pad([ROWS[0], Encoding([1, 2], [0])])
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_packed_rows_come_back_and_move_as_they_are(segments: bool) -> None:
+    rows = [ROWS[2], ROWS[0], ROWS[2]]
+    batch = pack(rows, segments=segments)
+    assert [one.tolist() for one in batch.unpack(batch.ids)] == [row.ids for row in rows] and len(batch.ids) == 5
+    assert (batch.segments is not None) == segments
+    if batch.segments is not None:
+        assert [one.tolist() for one in batch.unpack(batch.segments)] == [row.segments for row in rows]
+    there = move({"texts": batch}, torch.device("meta"))
+    assert isinstance(there["texts"], Batch)
+    assert {tensor.device.type for tensor in named_tensors(there).values()} == {"meta"}
+    assert len(named_tensors(there)) == len(named_tensors(batch)) >= 3 + segments
 
 
 class Pair(NamedTuple):

@@ -250,9 +250,18 @@ def test_a_unit_is_bert4torchs(normalization, bias, rotary):
     assert float((ours(x.flatten(0, 1), [seen])[0].view(2, length, 13) - expected)[keep].abs().max()) > 1e-3 * size
 
 
+class Unweighted(torch.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+
+    def forward(self, x, condition=None):
+        return functional.layer_norm(x, x.shape[-1:], eps=1e-12)
+
+
 @pytest.mark.parity
 def test_a_model_of_units_is_bert4torchs_gau_alpha():
-    """GAU-alpha: rotary, softmax_plus, norms without weights after each unit, no bias anywhere, and the head is the token table."""
+    """GAU-alpha: rotary, softmax_plus, norms without weights after each unit, no bias anywhere, and the head is the token table. Its norm
+    is {"name": "rms", "scale": False} in bert4keras; that of bert4torch 0.6.2 takes the mean off, and so does the stand-in here."""
     theirs = bert4torch("models.gau_alpha.modeling_gau_alpha").GAU_alpha(
         vocab_size=37, hidden_size=14, num_hidden_layers=3, num_attention_heads=1, attention_key_size=6, attention_head_size=6,
         intermediate_size=22, hidden_act="swish", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, type_vocab_size=2,
@@ -260,8 +269,8 @@ def test_a_model_of_units_is_bert4torchs_gau_alpha():
         pos_emb_type="rotary", use_bias=False, pad_token_id=0, layer_norm_eps=1e-12).double().eval().requires_grad_(False)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.8)
-    ours = model(hidden_size=14, attention="softmax_plus", position="rotary", norm={"name": "rms", "scale": False, "eps": 1e-12},
-                 embedding_norm=False, biases=(), heads=({"name": "lm", "bias": False},))
+    ours = model(hidden_size=14, attention="softmax_plus", position="rotary", norm=Unweighted, embedding_norm=False, biases=(),
+                 heads=({"name": "lm", "bias": False},))
     pairs = {"embedding.tokens.weight": "embeddings.word_embeddings.weight",
              "embedding.segments.weight": "embeddings.segment_embeddings.weight"}
     for layer in range(3):

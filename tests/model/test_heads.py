@@ -121,3 +121,13 @@ def test_a_scaled_language_model_scales_its_hidden_states():
     for bad in (0, -1.0, True, float("nan"), "1"):
         with pytest.raises(ConfigError, match="scale"):
             tiny({"name": "lm", "scale": bad})
+
+
+def test_the_mlm_head_may_have_an_activation_of_its_own():
+    own, plain = tiny({"name": "mlm", "activation": "relu"}, activation="tanh"), tiny({"name": "mlm"}, activation="tanh")
+    plain.load_state_dict(own.state_dict())
+    head, hidden = own.heads["mlm"], own(IDS).hidden
+    made = head.norm(torch.relu(hidden @ head.dense.weight.T + head.dense.bias)) @ own.table.T + head.bias
+    assert float((own(IDS).logits - made).abs().max()) < 1e-10 < 1e-3 < float((plain(IDS).logits - made).abs().max())
+    with pytest.raises(ConfigError, match="no activation 'rely'"):
+        tiny({"name": "mlm", "activation": "rely"})

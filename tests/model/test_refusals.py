@@ -24,6 +24,10 @@ def lacking(what):
     kernel, position, mask, residual = Wide(), Position(), Mask("full"), False
     if what in ("full", "causal", "unilm"):
         kernel.clocks, mask = kernel.clocks - {what}, Mask(what)
+    elif what == "wide mix":
+        kernel.honours, position = kernel.honours - {"mix"}, type("Needy", (Position,), {"mix": lambda *_: None})()
+    elif what == "mix":
+        kernel.has_scores, kernel.honours, position = False, kernel.honours - {what}, type("Needy", (Position,), {what: lambda *_: None})()
     elif what == "residual_scores":
         kernel.has_scores, residual = False, True
     elif what in ("window", "exclude_self"):

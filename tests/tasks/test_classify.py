@@ -6,14 +6,20 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from itertools import cycle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import fishpaw.tasks.classify as classify
+import fishpaw.tasks.encode as bulk
 from fishpaw.config import ModelConfig
+from fishpaw.contracts import Batch
 from fishpaw.data.labelled import LabelledText
 from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
 from fishpaw.files import lock
+from fishpaw.model import linear
 from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.classify import Classify, pairs_of, small
 from fishpaw.text.learn import characters
@@ -85,6 +91,39 @@ def test_bf16_trains_and_leaves_fp32_weights(untrained, toy):
     assert {parameter.dtype for parameter in untrained.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("family", ["bert", "roformer", "gpt2"])
+def test_a_batch_without_padding_has_the_loss_and_the_gradients_of_a_padded_one(pretrained, family, several, monkeypatch):
+    """fp64, pairs of 2 to 17 tokens; the padded batch is made here."""
+    task = Classify.load(pretrained(family), labels=["a", "b", "c"], multi_label=several, max_length=17)
+    task.model.double().eval()                                       # no dropout: both draw other numbers
+    given = [LabelledText(text, TEXTS[-1 - at], labels=("abc"[at % 3],)) for at, text in enumerate(TEXTS)]
+    features = [task.encode(one) for one in given]
+    seen = []
+    monkeypatch.setattr(classify, "fit", lambda *a, loss, collate, **k: seen.append((loss, collate)))
+    task.fit(given)
+    (loss, collate), = seen
+
+    def padded(rows):
+        sequences = [[torch.tensor(getattr(one, name)) for one in rows] for name in ("ids", "segments")]
+        ids, segments = (torch.nn.utils.rnn.pad_sequence(one, batch_first=True, padding_value=0) for one in sequences)
+        keep = torch.arange(ids.shape[1]) < torch.tensor([len(one) for one in rows])[:, None]
+        return Batch.padded(ids, keep=keep, segments=segments if task.model.config.segments > 1 else None)
+
+    def learned(rows):
+        total, count = loss(task.model, rows)
+        gradients = torch.autograd.grad(total, list(task.model.parameters()), allow_unused=True)
+        return torch.stack([total.detach(), torch.as_tensor(count).double()]), [one for one in gradients if one is not None]
+
+    rows = collate(features)
+    assert rows.texts.shape is None and len(rows.texts.ids) == sum(map(len, features)) and len(rows.texts.grids) > 1
+    (value, gradients), (expected, wanted) = learned(rows), learned(replace(rows, texts=padded(features)))
+    assert torch.allclose(value, expected, rtol=1e-12) and len(gradients) == len(wanted) > 10
+    assert max(float((one - other).abs().max()) for one, other in zip(gradients, wanted, strict=True)) < 1e-12
+    planted = learned(replace(rows, texts=collate(features[1:] + features[:1]).texts))     # texts that stand beside another's target
+    assert max(float((one - other).abs().max()) for one, other in zip(planted[1], wanted, strict=True)) > 1e-3
+
+
 def test_generators_are_read_once_and_whole(untrained, toy):
     assert untrained.evaluate(one for one in toy(12)) == untrained.evaluate(toy(12))
     assert untrained.fit((one for one in toy(24)), (one for one in toy(8)), options=BRIEF).step == 3
@@ -99,7 +138,7 @@ class Oracle(Classify):
         super().__init__(task.model, task.tokenizer)
         self.scores = torch.tensor(scores)
 
-    def _scores(self, encodings, batch_size):
+    def _scores(self, features, batch_size, *, progress):
         return self.scores
 
 
@@ -138,12 +177,88 @@ def test_batched_is_one_by_one_in_order_for_any_lengths(pretrained, family, pair
     pairs = TEXTS[::-1] if paired else None
     alone = [task.predict([text], [pairs[at]] if pairs else None)[0] for at, text in enumerate(TEXTS)]
     assert len({round(one.probabilities["a"], 4) for one in alone}) > 4                  # the order can be seen
+    assert len({one.labels for one in alone}) > 1
     for batch_size in (1, 3, 64):
         found = task.predict(TEXTS, pairs, batch_size=batch_size)
         for one, other in zip(found, alone, strict=True):
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
             assert sum(one.probabilities.values()) == pytest.approx(1) and one.labels == other.labels
+        examples = [LabelledText(text, pairs[at] if pairs else None, alone[at].labels) for at, text in enumerate(TEXTS)]
+        assert task.evaluate(examples, batch_size=batch_size)["accuracy"] == 1.0
     assert task.predict([]) == task.predict([], []) == []
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_an_endless_stream_is_answered_in_order_a_window_ahead(pretrained, paired, monkeypatch):
+    monkeypatch.setattr(bulk, "WINDOW", 5)
+    task, read = sharpen(Classify.load(pretrained("bert"), labels=["a", "b"], max_length=17)), []
+
+    def endless():
+        for text in cycle(TEXTS):
+            read.append(text)
+            yield text
+
+    found = []
+    for prediction in task.stream(endless(), cycle(TEXTS[::-1]) if paired else None):
+        found.append(prediction.probabilities["a"])
+        assert len(read) == 5 * math.ceil(len(found) / 5)
+        if len(found) == 37:
+            break
+    known = [one.probabilities["a"] for one in task.predict(TEXTS, TEXTS[::-1] if paired else None)]
+    expected = [known[at % len(TEXTS)] for at in range(37)]
+    assert found == pytest.approx(expected, abs=1e-5) != pytest.approx(expected[1:] + expected[:1], abs=1e-5)
+    with pytest.raises(DataError, match="3 texts but 2 pairs"):
+        list(task.stream(iter(TEXTS[:3]), iter(TEXTS[:2])))
+    with pytest.raises(DataError, match="0 texts but 1 pairs"):
+        list(task.stream(iter(TEXTS[:5]), iter(TEXTS[:6])))
+    with pytest.raises(DataError, match="one string"):
+        list(task.stream("今天"))
+
+
+def test_a_batch_is_bounded_by_its_tokens(untrained, monkeypatch):
+    sizes = []
+    run = Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, batch, **k: sizes.append(len(batch.ids)) or run(self, batch, **k))
+    texts = ["今" * (number % 29) for number in range(300)]
+    untrained.predict(texts, batch_size=3)
+    assert 65 < max(sizes) <= 3 * 24 and sum(sizes) == sum(min(24, number % 29 + 2) for number in range(300))
+    assert len(sizes) < 1.2 * sum(sizes) / (3 * 24)
+
+
+def test_a_bar_stands_where_it_is_asked_for(untrained, toy, capfd):
+    shown = untrained.predict(["今", "天", "气"], progress=True)
+    assert "3/3" in capfd.readouterr().err and shown == untrained.predict(["今", "天", "气"])
+    untrained.evaluate(toy(7), progress=True)
+    assert "7/7" in capfd.readouterr().err
+    untrained.evaluate(toy(7))
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_all_works_the_plain_way(toy, tiny, hidden, monkeypatch, tmp_path):
+    """Without oneDNN's operators, or with FISHPAW_LINEAR=plain: train, evaluate, predict, prepared too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if hidden:
+        monkeypatch.delenv("FISHPAW_LINEAR", raising=False)
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    else:
+        monkeypatch.setenv("FISHPAW_LINEAR", "plain")
+        monkeypatch.setattr(torch.ops, "mkldnn", None)               # whoever touches it fails
+        monkeypatch.setattr(linear, "_is_there", lambda: True)
+    linear.path.cache_clear()
+    try:
+        task = Classify.new([one.text for one in toy(64)], ["neg", "pos"], config=tiny(), max_length=24)
+        learn(task, toy(64))
+        assert task.evaluate(toy(20, seed=5))["accuracy"] == 1.0
+        before = task.predict(TEXTS)
+        for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+            task.model.prepare(dtype=dtype)
+            for one, other in zip(task.predict(TEXTS), before, strict=True):
+                assert one.probabilities == pytest.approx(other.probabilities, abs=near)
+        assert linear.path("dense") == linear.path("packed") == "plain"
+    finally:
+        monkeypatch.undo()
+        linear.path.cache_clear()
 
 
 def test_only_what_stands_within_max_length_counts(pretrained):

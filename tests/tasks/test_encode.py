@@ -9,7 +9,7 @@ import torch
 
 import fishpaw.tasks.encode as encoding
 from fishpaw.config import ModelConfig
-from fishpaw.errors import ConfigError
+from fishpaw.errors import ConfigError, DataError
 from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.encode import encode, packed, stream
 from fishpaw.text.learn import characters
@@ -39,7 +39,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
 def alone(text: str, pair: tuple[Transformer, WordPiece], pool: str) -> torch.Tensor:
     """[d] the naive way: one text, no batch."""
     model, tokenizer = pair
-    ids = tokenizer.encode(text, max_length=model.position.length).ids or [tokenizer.pad_id]
+    ids = tokenizer.encode(text, max_length=model.longest).ids or [tokenizer.pad_id]
     with torch.no_grad():
         out = model(torch.tensor([ids]))
     return {"mean": lambda: out.hidden[0].mean(0), "first": lambda: out.hidden[0, 0], "pooler": lambda: out.pooled[0]}[pool]()
@@ -101,6 +101,11 @@ def test_a_stream_reads_a_window_and_no_further(pair, monkeypatch):
     assert seen == [7, 14, 17] and [len(vectors) for vectors in found] == [7, 7, 3]
     monkeypatch.undo()
     assert same(torch.cat(found), encode(lines, pair))
+
+
+def test_one_string_is_refused(pair):
+    with pytest.raises(DataError, match="one string"):
+        encode("今天", pair)
 
 
 def test_nothing_gives_no_rows(pair):

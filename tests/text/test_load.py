@@ -98,7 +98,7 @@ def test_what_transformers_writes_is_read(vocab, option, small_bpe, tmp_path):
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path):
-    with pytest.raises(CheckpointError, match=r"vocab\.txt, tokenizer\.json, and vocab\.json with merges\.txt"):
+    with pytest.raises(CheckpointError, match=r"vocab\.txt, tokenizer\.json, vocab\.json with merges\.txt, and \*\.model"):
         load_tokenizer(tmp_path)
     with pytest.raises(CheckpointError, match="absent"):
         load_tokenizer(tmp_path / "absent")
@@ -109,12 +109,12 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path):
     ("tokenizer.json", "[" * 100_000, r"tokenizer\.json"),
     ("tokenizer.json", "[]", "holds a list"),
     ("tokenizer.json", "{}", "'model'"),
-    ("tokenizer.json", '{"model": {"type": "Unigram"}}', "'Unigram' is not supported"),
+    ("tokenizer.json", '{"model": {"type": "Unigram"}}', "Missing vocab"),
     ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "'vocab'"),
     ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {"a": 1000000000000}}}', r"'a' has id 1000000000000"),
     ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {"a": "b"}}}', r"'a' has id 'b'"),
     ("tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {"a": 0}}}', r"has no \[PAD\]"),
-    ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "not byte-level"),
+    ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "vocabulary is empty"),
     ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": ["a"]}, "pre_tokenizer": {"type": "ByteLevel"}}', "merge 0"),
     ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": []}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel"}}', "a number"),
     ("vocab.txt", "[PAD]\n[UNK]\n", r"has no \[CLS\], \[SEP\]"),

@@ -1,11 +1,12 @@
-"""What attention remembers between the steps of decoding: keys and values in one preallocated buffer a prompt."""
+"""What attention remembers between the steps of decoding: keys and values in one preallocated buffer a prompt, or a state of constant
+size."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["KeyValue"]
+__all__ = ["KeyValue", "State"]
 
 LEAST = 64
 """Cells of a first buffer of unknown need; a full one is doubled, so that appending costs a constant time on average."""
@@ -60,3 +61,27 @@ class KeyValue:
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
+
+
+class State:
+    """Sums over all keys so far, each [p lanes h f e]: what linear attention remembers, of the same size after any number of them. A lane
+    has sums of its own, for what it has read can't be told apart again."""
+
+    def __init__(self) -> None:
+        self.sums: tuple[Tensor, ...] | None = None
+
+    def select(self, lanes: Tensor) -> None:
+        """lanes [p x]: new lane x of a prompt continues that old one, counted over all prompts."""
+        self.sums = tuple(one.flatten(0, 1)[lanes] for one in self._held())
+
+    def take(self, prompts: Tensor) -> None:
+        """Keep the prompts [p'] only."""
+        self.sums = tuple(one[prompts] for one in self._held())
+
+    def compact(self, cells: Tensor) -> None:
+        """No key is stored: nothing to forget."""
+
+    def _held(self) -> tuple[Tensor, ...]:
+        if self.sums is None:
+            raise ValueError("the memory is empty: read the prompt first")
+        return self.sums

@@ -1,4 +1,4 @@
-"""Pad encoded texts into one rectangle, and carry whatever a batch is made of to a device.
+"""Pack encoded texts, or pad them into one rectangle, and carry whatever a batch is made of to a device.
 
 Whether anything was padded is known here for free; later it costs a synchronisation on a GPU. So `keep` is None if nothing was.
 """
@@ -13,9 +13,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from fishpaw.contracts import Batch
 from fishpaw.errors import DataError
 
-__all__ = ["Encoded", "Padded", "move", "named_tensors", "pad"]
+__all__ = ["Encoded", "Padded", "move", "named_tensors", "pack", "pad"]
 
 Anything = TypeVar("Anything")
 
@@ -37,6 +38,12 @@ class Padded:
     segments: Tensor
     keep: Tensor | None
     lengths: tuple[int, ...]
+
+
+def pack(features: Sequence[Encoded], *, segments: bool) -> Batch:
+    """Features one after another without padding; segments: whether the model reads them. `first` keeps the order given."""
+    ids = [torch.tensor(feature.ids) for feature in features]
+    return Batch.packed(ids, segments=[torch.tensor(feature.segments) for feature in features] if segments else None)
 
 
 def pad(features: Sequence[Encoded], *, fill: int = 0, side: Literal["left", "right"] = "right") -> Padded:

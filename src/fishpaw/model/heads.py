@@ -4,7 +4,7 @@ classifier. A head's name is its function here. Each says what it `reads`, "toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +81,10 @@ class MaskedLanguageModel(nn.Module):
 
     reads, fills = "tokens", "logits"
 
-    def __init__(self, config: ModelConfig, dense_bias: bool) -> None:
+    def __init__(self, config: ModelConfig, dense_bias: bool, activation: str | Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.embedding, std=config.init_std, bias=dense_bias)
-        self.activation = activations.get(config.activation)
+        self.activation = activations.get(activation)
         self.norm: nn.Module = switch.build("norms", config.norm, config.embedding)
         self.decoder = None if config.tie_embeddings else Linear(config.embedding, config.vocab_size, std=config.init_std, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -151,9 +151,10 @@ def lm(config: ModelConfig, *, bias: bool = False, scale: float = 1.0) -> Langua
     return LanguageModel(config, _truth("bias", bias), scale)
 
 
-def mlm(config: ModelConfig, *, dense_bias: bool = True) -> MaskedLanguageModel:
-    """BERT's head; with a causal or UniLM mask it predicts the next token. dense_bias: of its matrix (ModernBERT has none)."""
-    return MaskedLanguageModel(config, _truth("dense_bias", dense_bias))
+def mlm(config: ModelConfig, *, dense_bias: bool = True, activation: str | None = None) -> MaskedLanguageModel:
+    """BERT's head; with a causal or UniLM mask it predicts the next token. dense_bias: of its matrix (ModernBERT has none); activation:
+    after it, the layers' own if None."""
+    return MaskedLanguageModel(config, _truth("dense_bias", dense_bias), config.activation if activation is None else activation)
 
 
 def rtd(config: ModelConfig) -> ReplacedTokens:

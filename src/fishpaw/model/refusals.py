@@ -28,6 +28,7 @@ REFUSALS: Mapping[str, Refusal] = {
     "bias": Refusal(f"{_SCORES} that a bias could be added to", "position 'rotary' or 'learned'"),
     "score": Refusal(f"{_SCORES} that a position could change", "position 'rotary' or 'learned'"),
     "mix": Refusal(f"{_SCORES} whose weights a position could mix", "position 'rotary' or 'learned'"),
+    "wide mix": Refusal("its values are wider than its keys, and what the position mixes in is as wide as a key", "position 'rotary'"),
     "residual_scores": Refusal(f"{_SCORES} to carry to the next layer", "residual_scores=False"),
     "window": Refusal("a sum over all keys can't forget those that leave a window", "a mask without window"),
     "exclude_self": Refusal("a normalisation over all positions is the same for every query, so none can leave out itself", "mask 'full'"),
@@ -40,6 +41,8 @@ REFUSALS: Mapping[str, Refusal] = {
 def refuse_attention(name: str, kernel: Attention, *, position: tuple[str, Position], mask: Mask, residual_scores: bool) -> None:
     """ConfigError where the attention `name` can't serve a layer's position (name and part), its mask, or residual scores."""
     for hook in sorted(position[1].hooks() - kernel.honours):
+        if hook == "mix" and kernel.has_scores:
+            hook = "wide mix"
         raise _error(name, f"position {position[0]!r}", f"its hook {hook!r}", hook)
     if mask.clock not in kernel.clocks:
         raise _error(name, f"the mask {mask.clock!r}", "its clock", mask.clock)

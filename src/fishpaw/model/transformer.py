@@ -55,6 +55,8 @@ class Transformer(nn.Module):
         self.own_position = Position()
         self.encoder = Transformer(config.encoder, lent=config.shared_embedding) if config.encoder else None
         self.conditional = any(getattr(module, "conditional", False) for module in self.modules())
+        # Kinds of layers that read a mask; the others are spared the matrix, and read the facts.
+        self.masked = {kind for kind, (own, _) in zip(self.kinds, self.kernels(), strict=True) if own.reads_mask}
         _refuse(self)
 
     @property
@@ -330,7 +332,7 @@ class Transformer(nn.Module):
                 bias = position.bias(q.position, k.position)
                 ahead = {"full": False, "causal": stored or bias is not None, "unilm": batch.segments is not None}[mask.clock]
                 seen = None
-                if not dense or mask.rules or line is not None or (ahead and grid.t > 1):
+                if kind in self.masked and (not dense or mask.rules or line is not None or (ahead and grid.t > 1)):
                     seen = mask.allowed(q, k)
                     seen = (seen if line is None else seen & line)[:, None]                         # [b 1 1|q k]
                 laid.append(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
-from fishpaw.errors import ConfigError
+from fishpaw.positions.options import check_positive
 
-__all__ = ["Sinusoidal", "build", "check_theta", "sinusoids"]
+__all__ = ["Sinusoidal", "build", "sinusoids"]
 
 
 class Sinusoidal(Position):
@@ -19,7 +17,7 @@ class Sinusoidal(Position):
 
     def __init__(self, size: int, theta: float) -> None:
         super().__init__()
-        check_theta(theta)
+        check_positive("theta", theta)
         self.size = size
         self.theta = theta
 
@@ -32,12 +30,6 @@ def sinusoids(pos: Tensor, size: int, theta: float = 10_000.0) -> Tensor:
     even = torch.arange(0, size, 2, device=pos.device, dtype=torch.float64)
     angles = pos[..., None].double() * theta ** (-even / size)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :size]
-
-
-def check_theta(theta: object) -> None:
-    """ConfigError unless the base of the wavelengths is a finite number above 0."""
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
-        raise ConfigError(f"The position's theta is {theta!r}.", fix="Give a number above 0; 10000 is usual.")
 
 
 def build(config: ModelConfig, *, theta: float = 10_000.0) -> Sinusoidal:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fishpaw import metrics, switch
 from fishpaw.config import ModelConfig
-from fishpaw.data.collate import Padded, pad
+from fishpaw.contracts import Batch, Output
+from fishpaw.data.collate import pack
 from fishpaw.data.fingerprint import fingerprint
 from fishpaw.data.labelled import LabelledText
 from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
@@ -21,8 +22,9 @@ from fishpaw.losses.classification import cross_entropy, multi_label
 from fishpaw.model.heads import Classifier
 from fishpaw.model.transformer import Transformer
 from fishpaw.switch import Spec, spec_name
+from fishpaw.tasks.encode import bar, compute, encoded, windows
 from fishpaw.tasks.settings import WithSettings, read_settings
-from fishpaw.text.encoding import Encoding, Tokenizer
+from fishpaw.text.encoding import Encoding, Tokenizer, check_pairs
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.train.loop import Result, fit
@@ -58,9 +60,9 @@ class Feature:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch: padded texts; targets [b] of indices or [b c] of zeros and ones."""
+    """A batch: texts without padding; targets [b] of indices or [b c] of zeros and ones, in the order given."""
 
-    texts: Padded
+    texts: Batch
     targets: Tensor
 
 
@@ -76,7 +78,7 @@ class Classify:
         _at_least("max_length", max_length, 4)
         self.model = model
         self.tokenizer = tokenizer
-        self.max_length = min(max_length, model.position.length or max_length)
+        self.max_length = min(max_length, model.longest or max_length)
         self.pairs = pairs
         self._start = _imprint(model)
 
@@ -135,7 +137,7 @@ class Classify:
         head = _classifier(labels, multi_label)
         vocab = characters(texts, least=least if least is not None else 1 if len(texts) < _FEW else 2)
         shape = config or small(len(vocab))
-        pooler = _pooler(shape.change({"heads": ()}), switch.build("masks", shape.mask, shape).clock)
+        pooler = _pooler(shape.change({"heads": ()}), switch.build("masks", shape.turns("mask")[0], shape).clock)
         shape = shape.change({"vocab_size": len(vocab), "heads": (pooler, head)})
         with _seeded(seed):
             model = Transformer(shape)
@@ -186,7 +188,7 @@ class Classify:
                 raise DataError(f"There is no example in {name}.", fix="Give at least one, with its label.")
 
         def loss(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
-            scores = model(rows.texts.ids, segments=self._segments(rows.texts), padding=rows.texts.keep).classes
+            scores = model(rows.texts).classes
             if self.multi_label:
                 total, count = multi_label(scores, rows.targets)
             else:
@@ -194,7 +196,7 @@ class Classify:
             return total, count
 
         def evaluate(model: nn.Module) -> dict[str, float]:
-            return self._measure(held_out or [], 64)
+            return self._measure(held_out or [], 64, progress=False)
 
         result = fit(
             self.model,
@@ -215,21 +217,35 @@ class Classify:
             self.save(folder / "model")
         return result
 
-    def evaluate(self, examples: Iterable[LabelledText], *, batch_size: int = 64) -> dict[str, float]:
+    def evaluate(self, examples: Iterable[LabelledText], *, batch_size: int = 64, progress: bool | None = None) -> dict[str, float]:
         """accuracy (of several labels: of the whole set), micro_f1, macro_f1, loss, and what always answering with the most frequent
-        label scores (single label). Errors: DataError for no example, an unknown label, or single texts where it was trained on pairs."""
+        label scores (single label). batch_size, progress: see predict. Errors: DataError for no example, an unknown label, or single
+        texts where it was trained on pairs."""
         features = self._features(examples, pairs=self.pairs)
         if not features:
             raise DataError("There is nothing to evaluate on.", fix="Give at least one example with its label.")
-        return self._measure(features, batch_size)
+        return self._measure(features, batch_size, progress=progress)
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 64) -> list[Prediction]:
-        """What the model says of each text, or pair of texts, in their order. Errors: DataError for one string instead of a list, for
-        texts and pairs that are not equally many, or for single texts where it was trained on pairs, and the other way round."""
-        encodings = self._encodings(texts, pairs)
-        if encodings:
-            _check_kind(self.pairs, pairs is not None)
-        return self.decode(self._scores(encodings, batch_size)) if encodings else []
+    def predict(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 64, progress: bool | None = None
+    ) -> list[Prediction]:
+        """What the model says of each text, or pair of texts, in their order.
+
+        batch_size: a batch holds as many tokens as so many texts of max_length, without padding. progress: a bar; None: on a terminal.
+        Errors: DataError for one string instead of a list, for texts and pairs that are not equally many, or for single texts where it
+        was trained on pairs, and the other way round."""
+        check_pairs(texts, pairs)
+        return list(self.stream(texts, pairs, batch_size=batch_size, progress=progress))
+
+    def stream(
+        self, texts: Iterable[str], pairs: Iterable[str] | None = None, *, batch_size: int = 64, progress: bool | None = False
+    ) -> Iterator[Prediction]:
+        """As `predict`, one by one, in constant memory: texts, which may be without end, are read a window ahead (tasks.encode.WINDOW)."""
+        tokens = self._tokens(batch_size)
+        with bar(texts, progress) as tell:
+            for encodings in windows(texts, pairs, self.tokenizer, max_length=self.max_length):
+                _check_kind(self.pairs, pairs is not None)
+                yield from self.decode(compute(self.model, encodings, _classes, tokens=tokens, tell=tell))
 
     def save(self, folder: str | Path) -> None:
         """Write model, tokenizer and settings to a folder that `load` opens and, where it has the architecture, transformers."""
@@ -250,13 +266,8 @@ class Classify:
         second = pairs_of(given)
         if given:
             _check_kind(pairs, second is not None)
-        encodings = self._encodings([one.text for one in given], second)
+        encodings = encoded(self.tokenizer, [one.text for one in given], second, max_length=self.max_length)
         return [Feature(each.ids, each.segments, self._target(one)) for each, one in zip(encodings, given, strict=True)]
-
-    def _encodings(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoding]:
-        encodings = self.tokenizer.encode_batch(texts, pairs, max_length=self.max_length)
-        nothing = Encoding([self.tokenizer.pad_id], [0], [""], [(0, 0)])         # an empty text without [CLS]: GPT-2's end token
-        return [one if one.ids else nothing for one in encodings]
 
     def _target(self, example: LabelledText) -> int | tuple[int, ...]:
         for label in example.labels:
@@ -269,32 +280,20 @@ class Classify:
         return self.labels.index(example.labels[0])
 
     def _collate(self, features: list[Feature]) -> Rows:
-        return Rows(pad(features, fill=self.model.config.pad_id), _targets(features))
+        return Rows(pack(features, segments=self.model.config.segments > 1), _targets(features))
 
-    def _segments(self, texts: Padded) -> Tensor | None:
-        return texts.segments if self.model.config.segments > 1 else None
-
-    def _scores(self, encodings: Sequence[Encoding], batch_size: int) -> Tensor:
-        """Scores [n c] in the order of the texts, computed in order of length: rows of similar length waste no padding."""
+    def _tokens(self, batch_size: int) -> int:
         _at_least("batch_size", batch_size, 1)
-        device = next(self.model.parameters()).device
-        order = sorted(range(len(encodings)), key=lambda index: len(encodings[index].ids))
-        pieces = []
-        with self.model.evaluating(), torch.inference_mode():
-            for chosen in _cut(order, batch_size):
-                texts = pad([encodings[index] for index in chosen], fill=self.model.config.pad_id)
-                keep = None if texts.keep is None else texts.keep.to(device)
-                segments = self._segments(texts)
-                out = self.model(texts.ids.to(device), segments=None if segments is None else segments.to(device), padding=keep)
-                pieces.append(out.classes.float())
-        scores = torch.cat(pieces)
-        back = torch.empty(len(order), dtype=torch.long, device=device)
-        back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
-        return scores[back]
+        return batch_size * self.max_length
 
-    def _measure(self, features: Sequence[Feature], batch_size: int) -> dict[str, float]:
-        scores = self._scores([Encoding(one.ids, one.segments, [], []) for one in features], batch_size)
-        targets = _targets(features).to(scores.device)
+    def _scores(self, features: Sequence[Feature], batch_size: int, *, progress: bool | None) -> Tensor:
+        """[n c] in the order of the features."""
+        encodings = [Encoding(one.ids, one.segments, [], []) for one in features]
+        with bar(features, progress) as tell:
+            return compute(self.model, encodings, _classes, tokens=self._tokens(batch_size), tell=tell)
+
+    def _measure(self, features: Sequence[Feature], batch_size: int, *, progress: bool | None) -> dict[str, float]:
+        scores, targets = self._scores(features, batch_size, progress=progress), _targets(features)
         predicted = [prediction.labels for prediction in self.decode(scores)]
         true = [self._names(one.target) for one in features]
         if self.multi_label:
@@ -416,14 +415,14 @@ def _at_least(name: str, value: object, least: int) -> None:
         raise ConfigError(f"{name} is {value!r}.", fix=f"Give a whole number, {least} or more.")
 
 
+def _classes(output: Output, batch: Batch) -> Tensor:
+    assert output.classes is not None
+    return output.classes
+
+
 def _targets(features: Sequence[Feature]) -> Tensor:
     return torch.tensor([feature.target for feature in features])
 
 
 def _where(example: LabelledText) -> str:
     return f"{example.file}, line {example.line}" if example.file else f"The example {example.text[:20]!r}"
-
-
-def _cut(order: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

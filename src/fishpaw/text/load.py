@@ -10,36 +10,46 @@ from typing import Any, TypeVar
 from fishpaw.errors import CheckpointError, DataError
 from fishpaw.files import blobs, inside
 from fishpaw.text.bpe import ByteLevel
+from fishpaw.text.cpm import Cpm
+from fishpaw.text.encoding import Tokenizer
+from fishpaw.text.pipeline import Pipeline, content, named_tokens
+from fishpaw.text.sentencepiece import SentencePiece
 from fishpaw.text.vocab import SPECIAL, Vocab
 from fishpaw.text.wordpiece import WordPiece
 
 __all__ = ["load_tokenizer"]
 
 
-def load_tokenizer(folder: str | Path, *, pre_tokenize: Callable[[str], list[str]] | None = None) -> WordPiece | ByteLevel:
-    """The tokenizer of a folder: vocab.txt -> WordPiece; tokenizer.json -> WordPiece or byte-level BPE; vocab.json + merges.txt -> BPE.
+def load_tokenizer(folder: str | Path, *, pre_tokenize: Callable[[str], list[str]] | None = None) -> Tokenizer:
+    """The tokenizer of a folder: vocab.txt -> WordPiece; tokenizer.json -> WordPiece or ByteLevel where it is BERT's or GPT-2's, else a
+    Pipeline; vocab.json + merges.txt -> ByteLevel; spiece.model or another *.model -> SentencePiece, or CPM's.
 
     Options come from tokenizer_config.json, else tokenizer.json, else BERT's defaults (lower case, ideographs apart).
-    A RoFormerTokenizer cuts words with jieba. `pre_tokenize` gives back a function that could not be saved.
+    A RoFormerTokenizer cuts words with jieba. `pre_tokenize` gives back a function that could not be saved (WordPiece only).
     Raises CheckpointError for a missing or damaged file, one that is no regular file or a link that leads out of the folder, or a kind of
-    tokenizer that is not supported, naming the file.
+    tokenizer that is not supported, naming the file; ConfigError where a package is needed that is not installed.
     """
     folder = Path(folder)
     config = _read_json(_held(folder, "tokenizer_config.json"))
+    model = _model_file(folder)
+    if model is not None and (model.name == "chinese_vocab.model" or _class(folder, config) == "CpmTokenizer"):
+        return _checked(model, lambda: Cpm(_read_bytes(model), name=model.name, files=_beside(folder) or None))
     described = _read_json(_held(folder, "tokenizer.json"))
     kind = _field(described, "model", dict, folder / "tokenizer.json").get("type") if described is not None else None
     if _held(folder, "vocab.txt").is_file():
         return _wordpiece(folder, _vocab_txt(_held(folder, "vocab.txt")), config, described, pre_tokenize)
-    if described is not None and kind == "WordPiece":
-        return _wordpiece(folder, _vocab_json(described, folder / "tokenizer.json"), config, described, pre_tokenize)
-    if described is not None and kind == "BPE":
-        return _byte_level(folder, config, described)
+    if described is not None:
+        if kind == "WordPiece" and _is_berts(described):
+            return _wordpiece(folder, _vocab_json(described, folder / "tokenizer.json"), config, described, pre_tokenize)
+        if kind == "BPE" and _is_gpt2s(described, config):
+            return _byte_level(folder, config, described)
+        files = {"tokenizer.json": _read_bytes(_held(folder, "tokenizer.json")), **_beside(folder)}
+        return _checked(folder, lambda: Pipeline(files))
     if _held(folder, "vocab.json").is_file() and _held(folder, "merges.txt").is_file():
         return _byte_level(folder, config, None)
-    if described is not None:
-        raise CheckpointError(f"{folder / 'tokenizer.json'}: a tokenizer of kind {kind!r} is not supported.",
-                              fix="Use a model with a WordPiece or byte-level BPE tokenizer.")
-    raise CheckpointError(f"{folder} holds no tokenizer: looked for vocab.txt, tokenizer.json, and vocab.json with merges.txt.",
+    if model is not None:
+        return _sentencepiece(folder, model, config or {})
+    raise CheckpointError(f"{folder} holds no tokenizer: looked for vocab.txt, tokenizer.json, vocab.json with merges.txt, and *.model.",
                           fix="Copy the tokenizer files of the original model into the folder.")
 
 
@@ -50,6 +60,11 @@ _OPTIONS = (                                                    # ours, tokenize
 )
 _JIEBA_CLASSES = {"RoFormerTokenizer", "RoFormerTokenizerFast"}
 _Built = TypeVar("_Built")
+_LAYOUTS = {                                                    # class or model_type -> a name of sentencepiece.LAYOUTS
+    "T5Tokenizer": "t5", "MT5Tokenizer": "t5", "AlbertTokenizer": "albert", "XLMRobertaTokenizer": "xlm-roberta", "LlamaTokenizer": "llama",
+    "t5": "t5", "mt5": "t5", "umt5": "t5", "albert": "albert", "xlm-roberta": "xlm-roberta", "llama": "llama",
+}
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _LARGEST = 256 * 2**20                                          # bytes; the largest tokenizer.json known is a tenth of it
 
 
@@ -71,6 +86,87 @@ def _wordpiece(folder: Path, vocab: Vocab, config: dict[str, Any] | None, descri
         pre_tokenize=pre_tokenize or ("jieba" if _wants_jieba(folder, config) else None)))
 
 
+def _sentencepiece(folder: Path, model: Path, config: dict[str, Any]) -> SentencePiece:
+    described = _read_json(_held(folder, "config.json")) or {}
+    named = _class(folder, config)
+    layout = _LAYOUTS.get(named or "") or _LAYOUTS.get(str(described.get("model_type")))
+    if layout is None:
+        raise CheckpointError(f"{model}: nothing says where its special tokens go (tokenizer_class is {named!r}).",
+                              fix="Write tokenizer_config.json with the tokenizer_class, T5Tokenizer for instance.")
+    count = config.get("extra_ids", 100 if described.get("model_type") in ("t5", None) else 0) if layout == "t5" else 0
+    flags = [config.get("do_lower_case", layout == "albert"), config.get("keep_accents", layout != "albert")]
+    if type(count) is not int or not 0 <= count <= 10_000 or not all(isinstance(flag, bool) for flag in flags):
+        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: extra_ids, do_lower_case or keep_accents is of the wrong kind.",
+                              fix="Correct the file.")
+    sentinels = [f"<extra_id_{number}>" for number in reversed(range(count))]
+    options = {"lower": flags[0], "accents": flags[1]} if layout == "albert" else {}
+    data, files = _read_bytes(model), _beside(folder)
+    if "tokenizer_config.json" not in files:                    # so that a saved folder says what config.json said here
+        kind = next(name for name, one in _LAYOUTS.items() if one == layout)
+        values: dict[str, Any] = {"tokenizer_class": kind} | ({"extra_ids": count} if layout == "t5" else {})
+        files["tokenizer_config.json"] = (json.dumps(values, indent=2) + "\n").encode()
+
+    def build(extra: list[str]) -> SentencePiece:
+        return SentencePiece(data, layout, extra=extra, name=model.name, files=files, **options)
+
+    found = _checked(model, lambda: build(sentinels))
+    more = sorted(_added_tokens(folder, config, None).items())
+    later = [token for id, token in more if id >= found.size]
+    whole = _checked(model, lambda: build(sentinels + later)) if later else found
+    for id, token in more:
+        if id >= whole.size or whole.tokens[id] != token:
+            there = repr(whole.tokens[id]) if id < whole.size else "nothing"
+            raise CheckpointError(f"{folder}: added token {token!r:.60} has id {id}, where the vocabulary has {there}.",
+                                  fix="The tokenizer files are of different models: fetch them again.")
+    return whole
+
+
+def _model_file(folder: Path) -> Path | None:
+    """The SentencePiece model of a folder, by its usual names, else the only *.model."""
+    names = ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chinese_vocab.model"]
+    others = sorted(path.name for path in folder.glob("*.model"))
+    for name in [*names, *(others if len(others) == 1 else [])]:
+        if (path := _held(folder, name)).is_file():
+            return path
+    return None
+
+
+def _class(folder: Path, config: dict[str, Any] | None) -> str | None:
+    """The tokenizer's class, of tokenizer_config.json or else of config.json, without "Fast"."""
+    for record in (config, _read_json(_held(folder, "config.json"))):
+        if record and isinstance(record.get("tokenizer_class"), str):
+            return str(record["tokenizer_class"]).removesuffix("Fast")
+    return None
+
+
+def _beside(folder: Path) -> dict[str, bytes]:
+    return {name: _read_bytes(_held(folder, name)) for name in _BESIDE if _held(folder, name).is_file()}
+
+
+def _is_berts(described: dict[str, Any]) -> bool:
+    """Whether WordPiece stands between BERT's own parts, as far as the file names any."""
+    rules = {"BertNormalizer": described.get("normalizer"), "BertPreTokenizer": described.get("pre_tokenizer")}
+    return all(not rule or isinstance(rule, dict) and rule.get("type") == kind for kind, rule in rules.items())
+
+
+def _is_gpt2s(described: dict[str, Any], config: dict[str, Any] | None) -> bool:
+    """Whether BPE is on bytes after GPT-2's own regular expression, without special tokens around a text; a broken file, too."""
+    rule, after, model = (described.get(part) or {} for part in ("pre_tokenizer", "post_processor", "model"))
+    if not isinstance(rule, dict) or rule.get("type") != "ByteLevel" or rule.get("use_regex") is False or described.get("normalizer"):
+        return False
+    if isinstance(after, dict) and after.get("type", "ByteLevel") != "ByteLevel":
+        return False
+    if model.get("byte_fallback") or model.get("ignore_merges"):
+        return False
+    listed = described.get("added_tokens")
+    plain = all(not (token.get("lstrip") or token.get("rstrip") or token.get("single_word")) and token.get("special", True)
+                for token in listed if isinstance(token, dict)) if isinstance(listed, list) else True
+    vocab = model.get("vocab")
+    eos = named_tokens(config or {}).get("eos", "<|endoftext|>")
+    held = isinstance(listed, list) and any(content(token) == eos for token in listed)
+    return plain and (held or not isinstance(vocab, dict) or not vocab or eos in vocab or len(vocab) < 256)
+
+
 def _wants_jieba(folder: Path, config: dict[str, Any] | None) -> bool:
     if config and "pre_tokenize" in config:
         if config["pre_tokenize"] not in ("jieba", None):       # a file can't name code
@@ -88,10 +184,7 @@ def _byte_level(folder: Path, config: dict[str, Any] | None, described: dict[str
     prefix_space = config.get("add_prefix_space", False)
     if described is not None:
         path = folder / "tokenizer.json"
-        rule = described.get("pre_tokenizer") or {}
-        if not isinstance(rule, dict) or rule.get("type") != "ByteLevel" or described.get("normalizer") or rule.get("use_regex") is False:
-            raise CheckpointError(f"{path}: a BPE tokenizer that is not byte-level as GPT-2's is not supported.",
-                                  fix="Use a model with a WordPiece or GPT-2 tokenizer.")
+        rule = described["pre_tokenizer"]
         model = _field(described, "model", dict, path)
         vocab, pairs = _field(model, "vocab", dict, path), _field(model, "merges", list, path)
         prefix_space = config.get("add_prefix_space", rule.get("add_prefix_space", False))
@@ -114,7 +207,7 @@ def _byte_level(folder: Path, config: dict[str, Any] | None, described: dict[str
         if vocab.setdefault(token, id) != id:
             raise CheckpointError(f"{folder}: added token {token!r} has id {id}, but {vocab[token]} in the vocabulary.",
                                   fix="Fetch the files again.")
-    eos = _content(config.get("eos_token")) or "<|endoftext|>"
+    eos = content(config.get("eos_token")) or "<|endoftext|>"
     return _checked(folder, lambda: ByteLevel(vocab, merges, eos=eos, prefix_space=bool(prefix_space), added=list(more.values())))
 
 
@@ -122,15 +215,15 @@ def _added_tokens(folder: Path, config: dict[str, Any] | None, described: dict[s
     """Tokens by id that are matched whole, as the various generations of transformers wrote them."""
     found: dict[int, str] = {}
     decoder = (config or {}).get("added_tokens_decoder") or {}
-    pairs = [(id, _content(token)) for id, token in decoder.items()] if isinstance(decoder, dict) else []
+    pairs = [(id, content(token)) for id, token in decoder.items()] if isinstance(decoder, dict) else []
     listed = (described or {}).get("added_tokens") or []
-    pairs += [(token.get("id"), _content(token)) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
+    pairs += [(token.get("id"), content(token)) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
     pairs += [(id, token) for token, id in (_read_json(_held(folder, "added_tokens.json")) or {}).items()]
-    for id, content in pairs:
-        if not str(id).isdecimal() or not content:
-            raise CheckpointError(f"{folder}: an added token is {content!r:.60} with id {id!r:.60}.",
+    for id, token in pairs:
+        if not str(id).isdecimal() or not token:
+            raise CheckpointError(f"{folder}: an added token is {token!r:.60} with id {id!r:.60}.",
                                   fix="Correct added_tokens in the tokenizer files.")
-        found[int(id)] = content
+        found[int(id)] = token
     return found
 
 
@@ -174,14 +267,8 @@ def _vocab_json(described: dict[str, Any], path: Path) -> Vocab:
 def _checked(where: Path, build: Callable[[], _Built]) -> _Built:
     try:
         return build()
-    except DataError as error:
+    except (CheckpointError, DataError) as error:
         raise CheckpointError(f"{where}: {error.what}", fix=error.fix) from error
-
-
-def _content(token: object) -> str | None:
-    """The text of a token, written as a string or as {"content": …}."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
 
 
 def _field(record: dict[str, Any], name: str, kind: type, path: Path) -> Any:
@@ -199,13 +286,18 @@ def _held(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_text(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size > _LARGEST:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes are too many for a tokenizer file.", fix="Fetch the file again.")
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror or error}.", fix="Check the file and its permissions.") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return _read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: byte {error.start} is not UTF-8.", fix="Fetch the file again.") from error
 

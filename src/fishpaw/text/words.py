@@ -7,6 +7,7 @@ the vocabulary decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -20,16 +21,16 @@ __all__ = ["WordCutter", "align", "jieba_cutter", "rematch"]
 WordCutter = Callable[[str], list[str]]
 
 
-def jieba_cutter() -> WordCutter:
-    """jieba's accurate mode without the hidden Markov model, as RoFormer's and WoBERT's vocabularies were made.
-    Raises ConfigError when jieba is not installed."""
+def jieba_cutter(*, hidden: bool = False) -> WordCutter:
+    """jieba's accurate mode without the hidden Markov model, as RoFormer's and WoBERT's vocabularies were made; with it (`hidden`), as
+    CPM's was. Raises ConfigError when jieba is not installed."""
     try:
         jieba: Any = import_module("jieba")                     # it has no types
     except ImportError as error:
         raise ConfigError("this tokenizer cuts words with jieba, which is not installed.", fix="Run: pip install jieba") from error
     jieba.setLogLevel(30)                                       # it announces its dictionary on stderr
-    cutter = jieba.Tokenizer()                                  # words that a program adds to its own jieba stay out of here
-    return lambda text: list(cutter.cut(text, HMM=False))
+    cutter = _dictionary(jieba)
+    return lambda text: list(cutter.cut(text, HMM=hidden))
 
 
 def align(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
@@ -80,3 +81,9 @@ def rematch(text: str, tokens: Sequence[str], *, lower: bool = True, strip_accen
         spans.append((source[here[0]], source[here[-1]] + 1))
         place += length
     return spans
+
+
+@lru_cache(maxsize=1)
+def _dictionary(jieba: Any) -> Any:
+    """One for all, for it takes a second to read; words that a program adds to its own jieba stay out of it."""
+    return jieba.Tokenizer()

@@ -1,4 +1,4 @@
-"""Any checkpoint as a mapping name -> tensor: safetensors, PyTorch, TensorFlow; one file, shards with an index, or a folder.
+"""Any checkpoint as a mapping name -> tensor: safetensors, PyTorch, TensorFlow, Keras; one file, shards, ranks, or a folder.
 
 Nothing is unpickled freely, no name leads out of the folder, and whatever is wrong is one CheckpointError that names the file.
 """
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fishpaw.errors import CheckpointError
 from fishpaw.files import blobs, inside, recover
+from fishpaw.weights.hdf5 import read_keras
+from fishpaw.weights.megatron import RANK, read_ranks
 from fishpaw.weights.pickled import read_pickled
 from fishpaw.weights.safetensors import AGAIN, Safetensors, refuse_accidents, write_safetensors
 from fishpaw.weights.tensorflow import Bundle, open_bundle
@@ -51,7 +53,8 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def read_tensors(path: str | Path) -> Tensors:
-    """Read one checkpoint: a `.safetensors`, `.bin`, `.pt` or `.pth` file, an index of shards (`.index.json`), a TensorFlow bundle.
+    """Read one checkpoint: a `.safetensors`, `.bin`, `.pt` or `.pth` file, an index of shards (`.index.json`), a TensorFlow bundle, the
+    `.weights` or `.h5` of bert4keras, the ranks of Megatron (`mp_rank_00_model_states.pt` stands for all).
 
     A bundle is named by its prefix or one of its files; a folder goes to `read_folder`. Raises CheckpointError for a file that is
     missing, empty, damaged, unsafe or of another kind.
@@ -64,14 +67,18 @@ def read_tensors(path: str | Path) -> Tensors:
     if where.suffix == ".index" or ".data-" in where.name or where.with_name(where.name + ".index").is_file():
         bundle = open_bundle(where)
         return Tensors(dict.fromkeys(bundle, bundle), (where,))
+    if RANK.fullmatch(where.name):
+        merged, files = read_ranks(where.parent)
+        return Tensors(dict.fromkeys(merged, merged), files)
     source = _read_file(where)
     return Tensors(dict.fromkeys(source, source), (where,))
 
 
 def read_folder(folder: str | Path) -> Tensors:
-    """Read the weights of a model folder, safetensors before PyTorch before TensorFlow; see `find_weights`.
+    """Read the weights of a model folder, safetensors before PyTorch before TensorFlow or Keras; see `find_weights`.
 
-    Raises CheckpointError: no weights, several bundles, a shard missing, unlisted or outside the folder, a tensor listed but absent.
+    Raises CheckpointError: no weights, several bundles or Keras files, a shard or a rank missing, a shard unlisted or outside the folder,
+    a tensor listed but absent.
     """
     recover(folder)
     return read_tensors(find_weights(folder))
@@ -80,7 +87,8 @@ def read_folder(folder: str | Path) -> Tensors:
 def find_weights(folder: str | Path) -> Path:
     """The file that `read_folder` reads, by the names that transformers and TensorFlow give.
 
-    model.safetensors, its .index.json, pytorch_model.bin, its .index.json, then the only `*.index` of a TensorFlow bundle.
+    model.safetensors, its .index.json, pytorch_model.bin, its .index.json, the first of Megatron's ranks, then the only `*.index` of a
+    TensorFlow bundle or `*.weights` or `*.h5` of Keras: these are no copies of each other, but a model and what was trained from it.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -89,15 +97,16 @@ def find_weights(folder: str | Path) -> Path:
         path = inside(root, name, also=blobs(root))
         if path.exists() or path.is_symlink():
             return path
-    bundles = sorted(root.glob("*.index"))
-    if len(bundles) == 1:
-        return inside(root, bundles[0].name, also=blobs(root))
-    if bundles:
-        names = ", ".join(bundle.name for bundle in bundles[:5])
-        raise CheckpointError(f"{root}: holds {len(bundles)} TensorFlow checkpoints ({names}).", fix="Name the one to load.")
+    others = sorted(path for kind in _OTHERS for path in root.glob(kind))
+    if len(others) == 1:
+        return inside(root, others[0].name, also=blobs(root))
+    if others:
+        names = ", ".join(path.name for path in others[:5])
+        kind = "TensorFlow checkpoints" if all(path.suffix == ".index" for path in others) else "TensorFlow or Keras checkpoints"
+        raise CheckpointError(f"{root}: holds {len(others)} {kind} ({names}).", fix="Name the one to load.")
     raise CheckpointError(
-        f"{root}: holds none of {', '.join(_FILES)} and no TensorFlow `.index`.",
-        fix="Check the folder; .h5 and .msgpack weights must be converted to safetensors first.",
+        f"{root}: holds none of {', '.join(_FILES)}, no TensorFlow `.index` and no `.weights` or `.h5` of Keras.",
+        fix="Check the folder; .msgpack weights must be converted to safetensors first.",
     )
 
 
@@ -106,17 +115,23 @@ def find_nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name in tensors if not _is_finite(tensors[name])]
 
 
-_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "mp_rank_00_model_states.pt",
+)  # fmt: skip
+_OTHERS = ("*.index", "*.weights", "*.h5")
 _LARGEST_INDEX = 2**26                                            # bytes
 
 
 def _read_file(path: Path) -> Source:
     if path.suffix == ".safetensors":
         return Safetensors(path)
+    if path.suffix in (".weights", ".h5"):
+        return read_keras(path)
     refuse_accidents(path)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         return read_pickled(path)
-    raise CheckpointError(f"{path}: not a known file of weights.", fix="Known: .safetensors, .bin, .pt, .pth, .index.json, .index.")
+    known = ".safetensors, .bin, .pt, .pth, .index.json, .index, .weights, .h5"
+    raise CheckpointError(f"{path}: not a known file of weights.", fix=f"Known: {known}.")
 
 
 def _read_shards(index: Path) -> Tensors:

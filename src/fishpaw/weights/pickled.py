@@ -27,7 +27,7 @@ __all__ = ["read_pickled"]
 def read_pickled(path: str | Path) -> dict[str, Tensor]:
     """Name -> tensor on the CPU; mapped into memory where the file is of the newer kind (a zip archive), else read.
 
-    A dictionary under "state_dict", "model_state_dict" or "model" is taken out; what is no tensor (a step number) is left behind.
+    A dictionary under "state_dict", "model_state_dict", "model" or "module" is taken out; what is no tensor (a step number) is left behind.
     Raises CheckpointError for a file that is damaged, truncated, refused for safety, or holds no tensors.
     """
     where = Path(path)
@@ -101,7 +101,7 @@ def _foreign_name(path: Path) -> str | None:
 
 
 def _state(path: Path, value: object) -> dict[str, Tensor]:
-    for key in ("state_dict", "model_state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model", "module"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
     found = value.items() if isinstance(value, Mapping) else ()

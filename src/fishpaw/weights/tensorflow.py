@@ -23,9 +23,16 @@ from fishpaw.errors import CheckpointError
 from fishpaw.files import blobs, inside
 from fishpaw.weights.crc32c import crc32c, masked
 
-__all__ = ["Bundle", "open_bundle"]
+__all__ = ["FOOTER", "MAGIC", "TYPES", "Bundle", "open_bundle"]
 
 Bytes = NDArray[np.uint8]
+
+TYPES = MappingProxyType({                                        # DataType of types.proto
+    1: torch.float32, 2: torch.float64, 3: torch.int32, 4: torch.uint8, 5: torch.int16, 6: torch.int8,
+    9: torch.int64, 10: torch.bool, 14: torch.bfloat16, 19: torch.float16,
+})  # fmt: skip
+MAGIC = 0xDB4775248B80FB57                                        # the last 8 bytes of a LevelDB table, little-endian
+FOOTER = 48                                                       # bytes
 
 
 def open_bundle(path: str | Path, *, checksums: bool = True) -> Bundle:
@@ -138,13 +145,7 @@ _CONVERT = (
     "Convert it where TensorFlow is installed: read it with tf.train.load_checkpoint and save the tensors as .npz or .safetensors, "
     "or save it again on a little-endian machine without strings or compression."
 )
-_TYPES = MappingProxyType({
-    1: torch.float32, 2: torch.float64, 3: torch.int32, 4: torch.uint8, 5: torch.int16, 6: torch.int8,
-    9: torch.int64, 10: torch.bool, 14: torch.bfloat16, 19: torch.float16,
-})  # fmt: skip
 _NAMES = MappingProxyType({7: "string", 8: "complex64", 11: "qint8", 18: "complex128", 20: "resource", 21: "variant"})
-_MAGIC = 0xDB4775248B80FB57
-_FOOTER = 48                                                      # bytes
 _LARGEST_INDEX = 2**28                                            # bytes; the index of a model of 10^5 tensors has 10^7
 _LARGEST_NAMES = 2**26                                            # bytes of all names: prefixes could repeat without end
 _GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"                          # a description of Python objects, no tensor of the model
@@ -195,9 +196,9 @@ def _index_bytes(index: Path) -> bytes:
         content = index.read_bytes()
     except OSError as error:
         raise _Damage(f"can't be read ({error.strerror})") from error
-    if len(content) < _FOOTER:
-        raise _Damage(f"{len(content):,} bytes, but the footer alone has {_FOOTER}: empty or truncated")
-    if int.from_bytes(content[-8:], "little") != _MAGIC:
+    if len(content) < FOOTER:
+        raise _Damage(f"{len(content):,} bytes, but the footer alone has {FOOTER}: empty or truncated")
+    if int.from_bytes(content[-8:], "little") != MAGIC:
         raise _Damage("is no index of a TensorFlow V2 checkpoint, or truncated (its last 8 bytes are not the magic number)")
     return content
 
@@ -214,7 +215,7 @@ def _mapped(shard: Path) -> Bytes:
 
 def _table(content: bytes, checksums: bool) -> Iterator[tuple[bytes, bytes]]:
     """All (key, value) of a LevelDB table, keys strictly increasing."""
-    at = len(content) - _FOOTER
+    at = len(content) - FOOTER
     for _ in range(2):                                            # the block of the metadata, unused, then that of the blocks
         offset, at = _varint(content, at)
         size, at = _varint(content, at)
@@ -233,7 +234,7 @@ def _table(content: bytes, checksums: bool) -> Iterator[tuple[bytes, bytes]]:
 def _block(content: bytes, offset: int, size: int, checksums: bool) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of one block: each key is given by the length it shares with the one before, and the rest."""
     end = offset + size
-    if end + 5 > len(content) - _FOOTER:
+    if end + 5 > len(content) - FOOTER:
         raise _Damage(f"a block at bytes {offset:,} to {end:,} lies outside of the file ({len(content):,} bytes): truncated")
     if checksums and int.from_bytes(content[end + 1 : end + 5], "little") != masked(crc32c(content[offset : end + 1])):
         raise _Damage(f"the block at byte {offset:,} does not fit its checksum (CRC-32C)")
@@ -340,9 +341,9 @@ def _extent(message: bytes) -> tuple[int, int]:
 
 
 def _dtype(entry: Entry) -> torch.dtype:
-    if entry.kind not in _TYPES:
+    if entry.kind not in TYPES:
         raise _Damage(f"is of type {_NAMES.get(entry.kind, entry.kind)}, which is not supported", _CONVERT)
-    return _TYPES[entry.kind]
+    return TYPES[entry.kind]
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

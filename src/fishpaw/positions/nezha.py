@@ -1,0 +1,51 @@
+"""Relative positions of NEZHA (arXiv:1909.00204): one frozen table of sinusoids, a row a distance from -reach to reach, shared by heads and
+layers. A key's row is added to it in the score, before the scale, and to its value; distances beyond the reach take the last row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fishpaw.config import ModelConfig
+from fishpaw.contracts import Position
+from fishpaw.positions.distances import distances
+from fishpaw.positions.options import check_whole
+from fishpaw.positions.sinusoidal import sinusoids
+
+__all__ = ["Nezha", "build"]
+
+
+class Nezha(Position):
+    """score: q (k + row), [b h q k]; mix: sum of weights * row, [b h q d]. size: d, units of a head.
+
+    No [b q k d] is made: a query meets each of the 2 reach + 1 rows once, and weights of one row are summed before it is added, in fp32 or
+    better, because hundreds of keys may share the last rows.
+    """
+
+    table: Tensor
+
+    def __init__(self, size: int, reach: int) -> None:
+        super().__init__()
+        check_whole("reach", reach, least=1)
+        self.reach = reach
+        self.register_buffer("table", sinusoids(torch.arange(2 * reach + 1), size), persistent=False)
+
+    def at(self, q_pos: Tensor, k_pos: Tensor, new_pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The row of each pair, [1|b 1 q k], and the rows, [n d]."""
+        return distances(q_pos, k_pos).clip(-self.reach, self.reach)[:, None] + self.reach, self.table.to(dtype)
+
+    def score(self, q: Tensor, k: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+        index, table = at
+        every = q @ table.mT                                                                        # [b h q n]
+        return q @ k.mT + every.gather(-1, index.expand(*every.shape[:-1], -1))
+
+    def mix(self, weights: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+        index, table = at
+        exact = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        summed = exact.new_zeros(*weights.shape[:-1], len(table)).scatter_add(-1, index.expand(weights.shape), exact)   # [b h q n]
+        return summed.to(table.dtype) @ table
+
+
+def build(config: ModelConfig, *, reach: int = 64) -> Nezha:
+    """As wide as a head; reach in positions."""
+    return Nezha(config.width, reach)

@@ -1,0 +1,131 @@
+"""CPM-LM's tokenizer: jieba's words, blanks and line ends as the visible ▂ and ▃, then SentencePiece over the words set apart.
+
+Zhang et al. 2020, arXiv:2012.00413; the recipe: https://github.com/TsinghuaAI/CPM-1-Generate/blob/main/data_util/tokenization_gpt2.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fishpaw.errors import CheckpointError, DataError
+from fishpaw.text.encoding import Encoding, Pieces, Side, assemble, check_pairs
+from fishpaw.text.normalize import mend
+from fishpaw.text.sentencepiece import find_pieces, open_model
+from fishpaw.text.words import WordCutter, jieba_cutter
+
+__all__ = ["Cpm"]
+
+_BLANK, _LINE = "\u2582", "\u2583"
+_VISIBLE = str.maketrans(" \n", _BLANK + _LINE)
+
+
+class Cpm:
+    """Encode and decode with CPM's SentencePiece model (chinese_vocab.model), given as the bytes of its file.
+
+    A line end is one token, `line_id` = 3; like every word it may have the blank piece before it. files: what `save` writes beside, name ->
+    bytes; `name`: the model's own. Needs the packages sentencepiece and jieba: ConfigError without them. CheckpointError for a damaged file
+    or one without a token for line ends.
+    """
+
+    def __init__(self, model: bytes, *, name: str = "spiece.model", files: Mapping[str, bytes] | None = None) -> None:
+        self.model, self.name = model, name
+        self.files = dict(files or {"tokenizer_config.json": b'{"tokenizer_class": "CpmTokenizer"}\n'})
+        self._spm = open_model(model)
+        self.tokens = tuple(self._spm.id_to_piece(list(range(len(self._spm)))))
+        line = next((token for token in (_LINE, "<cls>") if token in self.tokens), None)   # older files of the same model call it <cls>
+        if line is None:
+            raise CheckpointError("the SentencePiece model has neither ▃ nor <cls> for line ends.", fix="Use CPM's chinese_vocab.model.")
+        self.line_id = self.tokens.index(line)
+        unknown = self._spm.unk_id()
+        self.special_ids = frozenset(id for id in range(min(len(self.tokens), 1000)) if id != self.line_id
+                                     and (id == unknown or self._spm.is_control(id) or self.tokens[id] in ("<eod>", "<eop>")))
+        self._cut: WordCutter = jieba_cutter(hidden=True)
+
+    def encode(self, text: str, pair: str | None = None, *, max_length: int | None = None, truncate: Side = "right",
+               special: bool = True) -> Encoding:
+        """The ids of a text, or of two, one after the other; `special` adds nothing. At most `max_length` tokens: the longer text is cut
+        first, on the side that `truncate` names. NFKC as the model has it, so a full-width letter comes back as ASCII."""
+        return self.encode_batch([text], None if pair is None else [pair], max_length=max_length, truncate=truncate, special=special)[0]
+
+    def encode_batch(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None,
+                     truncate: Side = "right", special: bool = True) -> list[Encoding]:
+        """As `encode`, for many texts."""
+        check_pairs(texts, pairs)
+        seconds = [None] * len(texts) if pairs is None else [self._pieces(pair) for pair in pairs]
+        return [assemble(self._pieces(text), second, max_length=max_length, truncate=truncate)
+                for text, second in zip(texts, seconds, strict=True)]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text: pieces joined, SentencePiece's blanks gone, the visible ones blanks and line ends again. Raises DataError for an id
+        outside the vocabulary."""
+        kept: list[str] = []
+        run: list[int] = []
+        for id in map(int, ids):
+            if not 0 <= id < self.size:
+                raise DataError(f"id {id} is outside the vocabulary of {self.size} tokens.", fix="Decode ids of this tokenizer's model.")
+            if id == self.line_id or id in self.special_ids:
+                kept += [self._text(run), _LINE if id == self.line_id else "" if skip_special else self.tokens[id]]
+                run = []
+            else:
+                run.append(id)
+        return "".join([*kept, self._text(run)]).replace(_BLANK, " ").replace(_LINE, "\n")
+
+    def save(self, folder: Path) -> None:
+        """Write the model and the files that came with it, byte for byte."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in {**self.files, self.name: self.model}.items():
+            (folder / name).write_bytes(data)
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return len(self.tokens)
+
+    @property
+    def eos_id(self) -> int:
+        """<eod>, the end of a document."""
+        return int(self._spm.piece_to_id("<eod>"))
+
+    @property
+    def pad_id(self) -> int:
+        return int(self._spm.piece_to_id("<pad>"))
+
+    @property
+    def unk_id(self) -> int:
+        return int(self._spm.unk_id())
+
+    @property
+    def mask_id(self) -> int:
+        """Raises DataError: CPM-LM was trained without a mask, though its file has the piece."""
+        raise DataError("CPM's tokenizer has no mask.", fix="Use a BERT or RoFormer.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.model, self.name, self.files)
+
+    def _text(self, run: list[int]) -> str:
+        return str(self._spm.decode(run)).replace(" ", "") if run else ""
+
+    def _pieces(self, text: str) -> Pieces:
+        text = mend(text)
+        words: list[str] = []
+        spans: list[tuple[int, int]] = []                       # where each character of the joined words comes from
+        place = 0
+        for word in self._cut(text):
+            spans += [(place, place)] if words else []          # the blank between two words, which the text doesn't have
+            spans += [(place + index, place + index + 1) for index in range(len(word))]
+            words.append(word.translate(_VISIBLE))
+            place += len(word)
+        spans.append((place, place))
+        found = find_pieces(self._spm, " ".join(words))
+        out = Pieces([], [], [])
+        for id, token, (start, end) in zip(*found, strict=True):
+            out.ids.append(self.line_id if token == _LINE else id)
+            out.tokens.append(token)
+            out.offsets.append((spans[start][0], spans[end - 1][1] if end > start else spans[start][0]))
+        return out
+
+
+def _rebuild(model: bytes, name: str, files: Mapping[str, bytes]) -> Cpm:
+    return Cpm(model, name=name, files=files)

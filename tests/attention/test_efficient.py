@@ -1,0 +1,136 @@
+"""Efficient attention against its formula; and that it isn't causal, by mathematics and by refusal (arXiv:1812.01243)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fishpaw.attention.efficient import build
+from fishpaw.config import ModelConfig
+from fishpaw.contracts import Batch, Grid, Position, Rows, View
+from fishpaw.errors import ConfigError
+from fishpaw.model.refusals import REFUSALS
+from fishpaw.model.transformer import Transformer
+from fishpaw.positions.rotary import build as rotary
+
+torch.set_num_threads(1)
+CONFIG = ModelConfig(vocab_size=37, hidden_size=20, layers=2, attention_heads=2, head_size=10, intermediate_size=29, max_positions=43,
+                     dropout=0.0, attention_dropout=0.0, init_std=0.6, attention="efficient", heads=("lm",))
+B, H, N, D = 2, 3, 13, CONFIG.width
+
+
+def around(lengths=(N, N), position=None):
+    order = torch.arange(N).expand(len(lengths), N)
+    keep = order < torch.tensor(lengths)[:, None]
+    rows, grid, position = Rows(order, order, torch.zeros_like(order), keep), Grid(len(lengths), N), position or Position()
+    return View(grid, grid, rows, rows, position, position.at(order, order, order, torch.float64))
+
+
+def drawn(*shapes, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(B, heads, N, D, generator=generator, dtype=torch.float64).to(dtype) for heads in shapes or (H, H, H)]
+
+
+def shares(q, k):
+    """softmax_d(q) softmax_n(k)^T of one head, [n n], by exponentials."""
+    return (q.exp() / q.exp().sum(-1, keepdim=True)) @ (k.exp() / k.exp().sum(0)).T
+
+
+def test_it_is_its_formula_on_what_is_kept():
+    q, k, v = drawn()
+    shown = build(CONFIG)(q, k, v, around((13, 8)), weights=True)
+    found = build(CONFIG)(q, k, v, around((13, 8)))
+    for row, length in enumerate((13, 8)):
+        for head in range(H):
+            expected = shares(q[row, head], k[row, head, :length])
+            assert float((shown.weights[row, head, :, :length] - expected).abs().max()) < 1e-12
+            assert float((found.out[row, head] - expected @ v[row, head, :length]).abs().max()) < 1e-12
+            assert float((shown.out[row, head] - found.out[row, head]).abs().max()) < 1e-12
+
+
+def test_rows_are_convex_combinations_and_a_lone_token_gets_its_own_value():
+    q, k, v = drawn()
+    weights = build(CONFIG)(q, k, v, around((13, 1)), weights=True).weights
+    assert float(weights.min()) >= 0 and float((weights.sum(-1) - 1).abs().max()) < 1e-12
+    assert float((build(CONFIG)(q, k, v, around((13, 1))).out[1] - v[1, :, :1]).abs().max()) < 1e-12
+
+
+def test_the_linear_form_turned_is_the_quadratic_form():
+    q, k, v = drawn()
+    found = build(CONFIG)(q, k, v, around((13, 8), rotary(CONFIG))).out
+    angles = torch.arange(N)[:, None] * 10_000.0 ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+
+    def turn(x):
+        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(angles * 0 + 1, angles)[: x.shape[-2]]
+        return torch.view_as_real(turned).flatten(-2)
+
+    for row, length in enumerate((13, 8)):
+        expected = turn(q[row].softmax(-1)) @ turn(k[row, :, :length].softmax(-2)).mT @ v[row, :, :length]
+        assert float((found[row] - expected).abs().max()) < 1e-12
+    assert float((found - build(CONFIG)(q, k, v, around((13, 8))).out).abs().max()) > 1e-3
+
+
+def test_padding_is_not_read_and_a_row_of_padding_has_finite_gradients():
+    q, k, v = (one.requires_grad_() for one in drawn())
+    view = around((9, 0))
+    out = build(CONFIG)(q, k, v, view).out
+    noise = [torch.where(view.k.keep[:, None, :, None], one, 50.0).detach() for one in (k, v)]
+    assert torch.equal(build(CONFIG)(q, *noise, view).out, out) and float(out[1].detach().abs().max()) == 0
+    out.square().sum().backward()
+    assert all(bool(one.grad.isfinite().all()) for one in (q, k, v))
+    assert float(k.grad[:, :, 9:].abs().max()) == float(v.grad[:, :, 9:].abs().max()) == 0
+
+
+def test_gradients_are_those_of_finite_differences():
+    inputs = [one[:1, :1, :5, :3].clone().requires_grad_() for one in drawn()]
+    order = torch.arange(5)[None]
+    rows, grid = Rows(order, order, order * 0, order < 4), Grid(1, 5)
+    view = View(grid, grid, rows, rows, Position())
+    assert torch.autograd.gradcheck(lambda *given: build(CONFIG)(*given, view).out, inputs)
+
+
+def test_fewer_key_heads_and_bf16():
+    q, k, v = drawn(6, 2, 2)
+    expected = build(CONFIG)(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), around()).out
+    assert float((build(CONFIG)(q, k, v, around()).out - expected).abs().max()) < 1e-12
+    half = [one.bfloat16() for one in (q, k, v)]
+    exact, found = build(CONFIG)(*(one.double() for one in half), around()).out, build(CONFIG)(*half, around()).out
+    assert found.dtype == torch.bfloat16 and float((found.double() - exact).abs().max()) < 2**-7 * float(exact.abs().max())
+
+
+# Not causal
+
+def test_no_triangle_makes_it_causal():
+    """The shares of the first tokens change with the last key, even where a triangle hides it: its exponential is in their denominators."""
+    q, k, v = (one[0, 0] for one in drawn())
+    other = k.clone()
+    other[-1] += 3
+    masked, changed = (shares(q, one).tril()[:-1] for one in (k, other))
+    assert float((masked - changed).abs().max()) > 1e-2
+    assert float((masked.sum(-1) - 1).abs().min()) > 1e-3            # nor do rows sum to 1 any more
+    running = k.exp() / k.exp().cumsum(0)                            # a denominator of the past alone is another, causal, function
+    assert float((running[-1] - (k.exp() / k.exp().sum(0))[-1]).abs().max()) < 1e-12
+    assert float((running[0] - (k.exp() / k.exp().sum(0))[0]).abs().min()) > 1e-3
+
+
+@pytest.mark.parametrize("mask", ["causal", "unilm", {"name": "full", "exclude_self": True}, {"name": "full", "window": 3}], ids=str)
+def test_every_mask_but_full_is_refused_by_name(mask):
+    with pytest.raises(ConfigError, match="efficient") as caught:
+        Transformer(CONFIG.change({"position": "none", "mask": mask}))
+    lack = mask if isinstance(mask, str) else next(rule for rule in mask if rule != "name")
+    assert REFUSALS[lack].reason in str(caught.value)
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_a_model_reads_packed_as_padded(position):
+    torch.manual_seed(0)
+    model = Transformer(CONFIG.change({"position": position})).double().eval().requires_grad_(False)
+    texts = [torch.randint(37, (length,)) for length in (11, 3, 10, 1, 7)]
+    packed = Batch.packed(texts)
+    found = packed.unpack(model(packed).logits)
+    cells = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    keep = torch.arange(11) < torch.tensor([11, 3, 10, 1, 7])[:, None]
+    padded = model(cells, padding=keep).logits
+    for row, one in enumerate(texts):
+        assert float((found[row] - padded[row, : len(one)]).abs().max()) < 1e-10
+        assert float((found[row] - model(one[None]).logits[0]).abs().max()) < 1e-10

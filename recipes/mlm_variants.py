@@ -1,11 +1,9 @@
-"""One small masked language model, nine Transformers: what does a switch change in loss and speed? And what happens when a trained
-softmax model is given Performer's attention?
+"""One small masked language model, eight Transformers: what does a switch change in loss and speed? What of a trained softmax in FAVOR+?
 
-    python recipes/mlm_variants.py --data DIR [--out runs/mlm_variants] [--only post-LN,pre-LN] [--threads 2] [--smoke]
+    python recipes/mlm_variants.py --data DIR [--out runs/mlm_variants] [--only post-LN pre-LN] [--threads 2] [--smoke]
 
-DIR/corpus holds Chinese documents. Each model (4 layers of 128 units, 8,000 characters at most) reads 1,500 batches of 32 x 128 tokens; its
-learning rate is the best of three after 200 steps. Everything is kept in --out: a run that was stopped goes on, one that ended is
-only read. The table is printed, and written to result.json, from the runs that are there.
+DIR/corpus holds Chinese documents. Each model (4 layers of 128 units, 8,000 characters at most) reads 1,500 batches of 32 x 128 tokens at
+the best of three learning rates after 200 steps. All is kept in --out: a run that was stopped goes on, one that ended is only read.
 """
 
 from __future__ import annotations
@@ -48,14 +46,13 @@ CORPORA = ("laws_lawrefbook", "ms_vs_docs_zh", "pingcap_docs_cn", "oi_wiki", "re
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", type=Path, default=os.environ.get("FISHPAW_DATA"), help="default: FISHPAW_DATA")
 parser.add_argument("--out", type=Path, default=Path("runs/mlm_variants"))
-parser.add_argument("--only", default=",".join(VARIANTS), help="variants, by name")
+parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants, by name")
 parser.add_argument("--threads", type=int, default=None)
 parser.add_argument("--smoke", action="store_true", help="a few steps of a smaller model on a few texts: seconds")
 arguments = parser.parse_args()
 steps, trial, swapped = (3, 2, 2) if arguments.smoke else (1500, 200, 300)
 width, layers, rows = (32, 2, 4) if arguments.smoke else (128, 4, 32)
 torch.set_num_threads(arguments.threads or torch.get_num_threads())
-
 # The text: characters of all corpora in equal parts, cut in pieces of 127 after a [CLS]. Every fiftieth piece is kept for evaluation.
 arguments.out.mkdir(parents=True, exist_ok=True)
 if not (arguments.out / "pieces.npy").exists():
@@ -80,18 +77,15 @@ mask_id = tokens.index("[MASK]")
 pieces = torch.from_numpy(numpy.load(arguments.out / "pieces.npy")).long()
 unseen, train = pieces[::50][: 8 if arguments.smoke else 512], [piece for index, piece in enumerate(pieces) if index % 50]
 
-
-def masked(rows, generator=None):
+def masked(batch, generator=None):
     """What the model reads, the places it is asked about, and what stood there."""
-    ids = torch.stack(list(rows)).flatten()
+    ids = torch.stack(list(batch)).flatten()
     seen, places = mask_tokens(ids, mask_id=mask_id, vocab_size=len(tokens), generator=generator)
     return Batch.padded(seen.view(-1, 128)), places, ids[places]
-
 
 def loss(model, batch):
     seen, places, true = batch
     return masked_cross_entropy(model(seen, logits_at=places).logits, true)
-
 
 @torch.no_grad()
 def evaluate(model):
@@ -104,38 +98,33 @@ def evaluate(model):
         right, count = right + int((logits.argmax(-1) == true).sum()), count + len(true)
     return {"loss": total / count, "accuracy": right / count}
 
-
 def build(changes, seed):
     torch.manual_seed(seed)
-    shape = {"max_positions": 128, "heads": ["mlm"], "segments": 0, "dropout": 0.0, "attention_dropout": 0.0}
-    return Transformer(ModelConfig(len(tokens), width, layers, width // 32, 4 * width, **{**shape, **changes}))
-
+    shape = {"max_positions": 128, "heads": ["mlm"], "segments": 0, "dropout": 0.0, "attention_dropout": 0.0, **changes}
+    return Transformer(ModelConfig(len(tokens), width, layers, width // 32, 4 * width, **shape))
 
 def run(name, model, rate, count, seed):
     """Train, or read what an earlier run has left -> its figures."""
-    folder = arguments.out / name.replace(" ", "_")
-    if (folder / "figures.json").exists():
-        return json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    kept = (folder := arguments.out / name.replace(" ", "_")) / "figures.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
     options = Options(steps=count, batch_size=rows, learning_rate=rate, warmup=0.1, seed=seed, save_seconds=120, log_every=50)
     result = fit(model, train, loss=loss, collate=masked, options=options, out=folder, evaluate=evaluate, monitor="-loss")
     figures = {**evaluate(model), "rate": rate, "steps": count, "seed": seed, "seconds": result.seconds}
     torch.save(model.state_dict(), folder / "weights.pt")
-    (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    kept.write_text(json.dumps(figures), encoding="utf-8")
     print(f"{name:32} loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.4f}  {result.seconds:.0f} s", flush=True)
     return figures
 
-
 table = {}
-for name in arguments.only.split(","):
+for name in arguments.only:
     trials = [run(f"trial {name} {rate:g}", build(VARIANTS[name], 0), rate, trial, 0) for rate in RATES]
     best = min(trials, key=lambda one: one["loss"])["rate"]
     done = [run(f"{name} {seed}", build(VARIANTS[name], seed), best, steps, seed) for seed in range(3 if name in THRICE else 1)]
-    table[name] = {"rate": best, "losses": [one["loss"] for one in done], "accuracies": [one["accuracy"] for one in done],
-                   "trials": {f"{one['rate']:g}": one["loss"] for one in trials}}
+    table[name] = {"rate": best, "losses": [one["loss"] for one in done], "accuracies": [one["accuracy"] for one in done]}
 
 # The article's question: a trained softmax model, its weights unchanged, with FAVOR+ in the place of softmax; then 300 steps of training.
-trained = arguments.out / "post-LN_0" / "weights.pt"
-if trained.exists():
+if (trained := arguments.out / "post-LN_0" / "weights.pt").exists():
     swap = build({"attention": "performer"}, 0)
     swap.load_state_dict(torch.load(trained, weights_only=True), strict=False)
     before = evaluate(swap.eval())
@@ -144,7 +133,7 @@ if trained.exists():
 # Speed, in turns, so that whatever else the machine does meets all alike: the fastest of several steps each.
 fastest = {}
 for turn in range(2 if arguments.smoke else 6):
-    for name in (name for name in arguments.only.split(",") if name in VARIANTS):
+    for name in arguments.only:
         model = build(VARIANTS[name], 0).train()
         batch = masked(train[:rows], torch.Generator().manual_seed(turn))
         for _ in range(2):
@@ -153,13 +142,13 @@ for turn in range(2 if arguments.smoke else 6):
             fastest[name] = min(fastest.get(name, float("inf")), time.perf_counter() - began)
 
 print(f"\n{'variant':16} {'rate':>6} {'loss':>8} {'±':>7} {'accuracy':>9} {'tokens/s':>9}")
-for name in arguments.only.split(","):
-    row = table[name]
+for name in arguments.only:
+    row = table[name] | {"tokens_per_second": rows * 128 / fastest[name]}
     spread = statistics.stdev(row["losses"]) if len(row["losses"]) > 1 else float("nan")
-    row["tokens_per_second"] = rows * 128 / fastest[name]
-    print(f"{name:16} {row['rate']:6g} {statistics.mean(row['losses']):8.4f} {spread:7.4f} {statistics.mean(row['accuracies']):9.4f} "
-          f"{row['tokens_per_second']:9.0f}")
-if "post-LN, then Performer" in table:
-    before, after = table["post-LN, then Performer"]["before"], table["post-LN, then Performer"]["after"]
-    print(f"post-LN with Performer's attention: accuracy {before['accuracy']:.4f} at once, {after['accuracy']:.4f} after {swapped} steps")
+    mean, right = statistics.mean(row["losses"]), statistics.mean(row["accuracies"])
+    print(f"{name:16} {row['rate']:6g} {mean:8.4f} {spread:7.4f} {right:9.4f} {row['tokens_per_second']:9.0f}")
+    table[name] = row
+if swap_figures := table.get("post-LN, then Performer"):
+    at_once, later = (swap_figures[when]["accuracy"] for when in ("before", "after"))
+    print(f"post-LN with Performer's attention: accuracy {at_once:.4f} at once, {later:.4f} after {swapped} steps")
 (arguments.out / "result.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

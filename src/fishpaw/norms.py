@@ -1,18 +1,30 @@
-"""Normalisation over the width of a token: layer (arXiv:1607.06450), rms (arXiv:1910.07467) or none."""
+"""Normalisation over the width of a token: layer (arXiv:1607.06450), conditional (arXiv:1707.00683; https://kexue.fm/archives/7124), rms
+(arXiv:1910.07467) or none."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fishpaw import activations
 from fishpaw.errors import ConfigError
 
-__all__ = ["layer", "none", "rms"]
+__all__ = ["conditional", "layer", "none", "rms"]
 
 
 def layer(size: int, *, eps: float = 1e-12, bias: bool = True) -> nn.Module:
     """(x - mean) / sqrt(variance + eps) * weight + bias; [… d] -> [… d]. eps as in BERT; bias False as in ModernBERT."""
     return _Layer(size, eps=_small(eps), bias=_truth("bias", bias))
+
+
+def conditional(size: int, *, condition: int, eps: float = 1e-12, hidden: int | None = None, activation: str = "linear") -> nn.Module:
+    """layer, with weight + W c and bias + V c in the place of weight and bias; x [n d], condition c [n condition] -> [n d].
+
+    W and V start at zero: a loaded model computes what it did, whatever the condition. hidden: c goes through a matrix of so many rows and
+    the activation first. As bert4keras has it (`layer_norm_cond`).
+    """
+    hidden = None if hidden is None else _whole("hidden", hidden)
+    return _Conditional(size, _whole("condition", condition), eps=_small(eps), hidden=hidden, activation=activation)
 
 
 def rms(size: int, *, eps: float = 1e-6, scale: bool = True) -> nn.Module:
@@ -37,6 +49,35 @@ class _Layer(nn.LayerNorm):
         return super().forward(x)
 
 
+class _Conditional(nn.LayerNorm):
+    """The state of a plain norm keeps its names; new are `scale`, `shift` and, where asked for, `hidden`."""
+
+    conditional = True
+
+    def __init__(self, size: int, condition: int, *, eps: float, hidden: int | None, activation: str) -> None:
+        super().__init__(size, eps=eps)
+        self.condition = condition
+        self.hidden = None if hidden is None else nn.Linear(condition, hidden, bias=False)
+        self.activation = None if activation == "linear" else activations.get(activation)
+        self.scale = nn.Linear(hidden or condition, size, bias=False)
+        self.shift = nn.Linear(hidden or condition, size, bias=False)
+        nn.init.zeros_(self.scale.weight)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is None or condition.shape[-1] != self.condition:
+            found = "no condition" if condition is None else f"a condition of {condition.shape[-1]}"
+            raise ValueError(f"{found}, but this norm reads one of {self.condition} units: give condition [rows, {self.condition}]")
+        told = condition.to(self.weight.dtype)
+        if self.hidden is not None:
+            told = self.hidden(told)
+            told = told if self.activation is None else self.activation(told)
+        scale = functional.linear(told, self.scale.weight, self.weight)                             # [n d]
+        shift = functional.linear(told, self.shift.weight, self.bias)
+        normal = functional.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return (normal * scale + shift).to(x.dtype)                  # bf16 in, bf16 out, while the weights stay in fp32
+
+
 class _RMS(nn.RMSNorm):
     """torch's, in the type of x: inference in bf16 keeps its weights in fp32."""
 
@@ -55,3 +96,9 @@ def _small(eps: object) -> float:
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
         raise ConfigError(f"The norm's eps is {eps!r}.", fix="Give a number from 0 to below 1.")
     return eps
+
+
+def _whole(name: str, size: object) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"The norm's {name} is {size!r}.", fix="Give a whole number from 1.")
+    return size

@@ -18,7 +18,7 @@ class Cache:
     """p prompts, r live rows in up to `lanes` lanes a prompt, k stored keys a prompt.
 
     keys: facts of the stored keys [p k], shared by the layers; memories: (self, cross) a layer; owner [r]: the prompt of each row; line
-    bool [p lanes k], None while nothing is hidden from any row; last: order, position and time of each row's latest token, [r 1] each.
+    bool [p lanes k], None while nothing is hidden from any row; condition [p c] of conditional norms; last: order, position and time of each row's latest token, [r 1] each.
     """
 
     def __init__(self, memories: Sequence[tuple[Memory, Memory | None]], mask: Mask) -> None:
@@ -26,6 +26,7 @@ class Cache:
         self.mask = mask
         self.keys: Rows | None = None
         self.encoder: Rows | None = None
+        self.condition: Tensor | None = None
         self.owner = torch.empty(0, dtype=torch.long)
         self.line: Tensor | None = None
         self.last: Rows | None = None
@@ -66,6 +67,7 @@ class Cache:
             row=torch.arange(r, device=tokens.device).repeat_interleave(u),
             first=torch.arange(r, device=tokens.device) * u,
             shape=(r, u),
+            condition=None if self.condition is None else self.condition[self.owner],
             dense=grid.cells is None,
         )
 
@@ -76,7 +78,7 @@ class Cache:
         self.last = rows.map(lambda fact: batch.grids[0].flat(fact)[tail, None])
         self.dense = self.dense and batch.dense
         if self.keys is None:
-            self.keys, self.encoder = rows, encoder
+            self.keys, self.encoder, self.condition = rows, encoder, batch.condition
             self.prompts = batch.grids[0].b
             self.owner = torch.arange(self.prompts, device=batch.ids.device)
             self.reach = batch.grids[0].t
@@ -108,6 +110,7 @@ class Cache:
             self.keys = self.keys.map(lambda fact: fact[owner])
             self.encoder = None if self.encoder is None else self.encoder.map(lambda fact: fact[owner])
             self.line = None if self.line is None else self.line[owner]
+            self.condition = None if self.condition is None else self.condition[owner]
             self.reach = int(self.last.position.max()) + 1                                          # the longest may have left
         self.prompts = len(owner)
         self.lanes = int(counts.max())

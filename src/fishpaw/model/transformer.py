@@ -53,8 +53,8 @@ class Transformer(nn.Module):
         heads = {_head_name(head, config): switch.build("model.heads", head, config) for head in config.heads}
         self.heads = nn.ModuleDict(_pooler_first(heads))
         self.own_position = Position()
-        self.encoder = Transformer(config.encoder, lent=config.shared_embedding) if config.encoder else None
         self.conditional = any(getattr(module, "conditional", False) for module in self.modules())
+        self.encoder = Transformer(config.encoder, lent=config.shared_embedding) if config.encoder else None
         # Kinds of layers that read a mask; the others are spared the matrix, and read the facts.
         self.masked = {kind for kind, (own, _) in zip(self.kinds, self.kernels(), strict=True) if own.reads_mask}
         _refuse(self)

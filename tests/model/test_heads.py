@@ -121,6 +121,9 @@ def test_a_scaled_language_model_scales_its_hidden_states():
     for bad in (0, -1.0, True, float("nan"), "1"):
         with pytest.raises(ConfigError, match="scale"):
             tiny({"name": "lm", "scale": bad})
+    for bad in (-1, 37, True, "1"):
+        with pytest.raises(ConfigError, match="start"):
+            tiny({"name": "lm", "start": bad})
 
 
 def test_the_mlm_head_may_have_an_activation_of_its_own():

@@ -144,8 +144,11 @@ def nsp(config: ModelConfig) -> NextSentence:
     return NextSentence(config)
 
 
-def lm(config: ModelConfig, *, bias: bool = False, scale: float = 1.0) -> LanguageModel:
-    """GPT's head. scale: of the hidden states (T5 with a tied table: 1/sqrt(hidden_size))."""
+def lm(config: ModelConfig, *, bias: bool = False, scale: float = 1.0, start: int | None = None) -> LanguageModel:
+    """GPT's head. scale: of the hidden states (T5 with a tied table: 1/sqrt(hidden_size)). start: the token that the answers of a decoder
+    with an encoder begin with, None: padding; tasks/generate reads it."""
+    if start is not None and (isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < config.vocab_size):
+        raise ConfigError(f"The head's start is {start!r}.", fix=f"Give an id from 0 to {config.vocab_size - 1}, or leave it out.")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
         raise ConfigError(f"The head's scale is {scale!r}.", fix="Give a positive number.")
     return LanguageModel(config, _truth("bias", bias), scale)

@@ -11,29 +11,29 @@ from fishpaw import activations, switch
 from fishpaw.config import ModelConfig
 from fishpaw.model.transformer import Transformer
 from fishpaw.weights.names import ACTIVATIONS, FAMILIES, TENSORFLOW_ENDINGS
-from fishpaw.weights.translate import ignored, parts
+from fishpaw.weights.translate import ignored, parts, spelled_rows
 
-CONFIGS = {
-    "bert": {"heads": ("pooler", "nsp", "mlm"), "tie_embeddings": False},
-    "roformer": {"position": "rotary", "embedding_size": 5, "heads": ("pooler", "nsp", "mlm"), "tie_embeddings": False},
-    "gpt2": {"norm_at": "pre", "embedding_norm": False, "segments": 0, "heads": ("lm",), "tie_embeddings": False},
-}
+UNTIED = [name for name, family in FAMILIES.items() if any(ours == "tie_embeddings" for ours, _ in family.config.values())]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_tensor_of_ours_has_a_row(name):
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_tensor_of_ours_has_a_row(tiny, name, tied):
+    if not tied and name not in UNTIED:
+        pytest.skip("always tied")
+    config = tiny(FAMILIES[name]).change({"tie_embeddings": tied})
     with torch.device("meta"):
-        wanted = set(Transformer(ModelConfig(23, 12, 3, 3, 17, **CONFIGS[name])).state_dict())
-    assert wanted <= dict(parts(FAMILIES[name], 3)).keys()
-    with pytest.raises(AssertionError):                            # the planted fault: a layer fewer
-        assert wanted <= dict(parts(FAMILIES[name], 2)).keys()
+        wanted = set(Transformer(config).state_dict())
+    assert wanted <= spelled_rows(FAMILIES[name], config).keys()
+    with pytest.raises(AssertionError):                            # the planted fault: a block fewer
+        assert wanted <= dict(parts(FAMILIES[name], config.blocks - 1, config.encoder.blocks if config.encoder else 0)).keys()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_name_of_theirs_stands_twice(name):
     """But for the rows that hold the same tensors in another arrangement: keys and values apart from the queries."""
     family = FAMILIES[name]
-    rows = [several for ours, several in parts(family, 2) if ".attention.query." not in ours and ".attention.key_value." not in ours]
+    rows = [several for ours, several in parts(family, 2, 2) if ".attention.query." not in ours and ".attention.key_value." not in ours]
     counted = Counter(alias for several in rows for part in several for alias in part.names)
     assert max(counted.values()) == 1
 
@@ -41,7 +41,7 @@ def test_no_name_of_theirs_stands_twice(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_patterns_hide_no_tensor_with_a_place_unless_it_is_tied(name):
     family = FAMILIES[name]
-    hidden = {ours for ours, several in parts(family, 2) if any(ignored(alias, family) for part in several for alias in part.names)}
+    hidden = {ours for ours, several in parts(family, 2, 2) if any(ignored(alias, family) for part in several for alias in part.names)}
     assert hidden <= {"heads.mlm.decoder.weight", "heads.mlm.bias", "heads.lm.decoder.weight"}
     assert family.sines is None or ignored(family.sines, family)
 
@@ -49,8 +49,10 @@ def test_patterns_hide_no_tensor_with_a_place_unless_it_is_tied(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stars_only_where_layers_are_and_on_both_sides(name):
     family = FAMILIES[name]
-    assert all(("*" in ours) == ("*" in theirs) and not ours.startswith("layers.") or ours.startswith("layers.*.")
-               for ours, theirs in family.weights.items())  # fmt: skip
+    for ours, theirs in family.weights.items():
+        assert ("*" in ours) == ours.removeprefix("encoder.").startswith("layers.*.")
+        assert all(name.count("*") == ours.count("*") for piece in theirs.split(" + ") for name in piece.split("|"))
+    assert len(set(family.tensorflow.values())) == len(family.tensorflow)
     backbone = [theirs.removeprefix("^") for ours, theirs in family.weights.items() if not ours.startswith("heads.")]
     assert all(theirs.startswith(family.prefix) for theirs in backbone)
 
@@ -59,21 +61,29 @@ def test_stars_only_where_layers_are_and_on_both_sides(name):
 def test_configurations_name_fields_that_we_have(name):
     family = FAMILIES[name]
     fields = set(ModelConfig(23, 12, 3, 3, 17).to_dict())
-    assert {ours for ours, _ in family.config.values() if not ours.startswith("norm.")} | set(family.fixed) <= fields
+    assert {ours.removeprefix("encoder.").partition(".")[0] for ours, _ in family.config.values()} | set(family.fixed) <= fields
     assert family.decoder is None or family.decoder not in family.config
-    assert all(default is not None or ours in ("embedding_size", "intermediate_size") for ours, default in family.config.values())
+    may_lack = ("embedding_size", "intermediate_size", "key_value_heads", "head_size", "layers")   # a decoder as deep as its encoder
+    assert all(default is not None or ours in may_lack or "." in ours for ours, default in family.config.values())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_heads_are_shown_by_tensors_that_have_a_place_and_have_a_class(name):
     family = FAMILIES[name]
-    aliases = {alias for _, several in parts(family, 1) for part in several for alias in part.names}
+    aliases = {alias for _, several in parts(family, 1, 1) for part in several for alias in part.names}
     known = switch.names("model.heads")
     assert all(head in known and shows in aliases for head, shows, _ in family.heads)
     assert all(held <= set(known) for held, _ in family.classes)
     assert family.classes[-1][0] == frozenset()                    # a class for no head at all comes last
     for i, (held, _) in enumerate(family.classes):
         assert not any(earlier <= held for earlier, _ in family.classes[:i])     # nor does an earlier one take its place
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activations_of_a_family_are_ours(name):
+    family = FAMILIES[name]
+    kinds = {activations.is_gated(ours) for ours in family.activations.values()}
+    assert len(kinds) == 1 and all(callable(activations.get(ours)) for ours in family.activations.values())
 
 
 def test_activations_are_ours_and_keep_their_function():

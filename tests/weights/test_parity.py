@@ -201,7 +201,7 @@ def test_padding_on_the_left(cases, name):
 def test_the_other_rotary_layout_is_found(cases):
     case = cases("roformer mlm")
     with torch.no_grad():
-        pairs = case.pairs(case.ask(), case.answer(load_model(case.folder, position="rotary_half")))
+        pairs = case.pairs(case.ask(), case.answer(load_model(case.folder, position={"name": "rotary", "layout": "half"})))
     assert worst(pairs) > 1000 * CLOSE
 
 

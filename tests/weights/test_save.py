@@ -47,7 +47,7 @@ OWN: dict[str, dict[str, Any]] = {
     "residual scores": {"residual_scores": True, "heads": ("pooler", "mlm")},
     "another position": {"position": "rotary", "heads": ("mlm",)},
     "rotary options": {**ROFORMER, "position": {"name": "rotary", "theta": 1234.5}},
-    "the other rotary": {**ROFORMER, "position": "rotary_half"},
+    "the other rotary": {**ROFORMER, "position": {"name": "rotary", "layout": "half"}},
     "two streams": {"stream": "positions", "mask": {"name": "full", "exclude_self": True}, "heads": ("mlm",)},
     "another norm": {"norm": "rms"},
     "pre norm": {"norm_at": "pre"},
@@ -65,7 +65,7 @@ OWN: dict[str, dict[str, Any]] = {
     "an encoder of gpt2": {**GPT2, "mask": "full"},
     "unknown family": {"family": "mine"},
     "padding beyond the table": {"pad_id": 23},
-    "many positions": {**ROFORMER, "position": "rotary_half", "max_positions": 131072},
+    "many positions": {**ROFORMER, "position": {"name": "rotary", "layout": "half"}, "max_positions": 131072},
 }
 
 
@@ -179,7 +179,7 @@ def test_a_decoder_and_the_encoder_it_reads(tmp_path):
     assert torch.equal(first_logits, second_logits) and not torch.equal(first_logits, of_another)
 
 
-@pytest.mark.parametrize("lost", ["encoder.embedding.tokens.weight", "encoder.position.table.weight", "encoder.heads.pooler.dense.bias"])
+@pytest.mark.parametrize("lost", ["encoder.embedding.tokens.weight", "encoder.positions.0.table.weight", "encoder.heads.pooler.dense.bias"])
 def test_the_encoder_of_a_decoder_is_never_new(tmp_path, lost):
     save(make({**GPT2, "encoder": ModelConfig(**SIZES, heads=("pooler",))}), tmp_path / "m")
     tensors = dict(read_folder(tmp_path / "m"))

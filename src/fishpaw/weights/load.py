@@ -19,14 +19,25 @@ from fishpaw import hub, switch
 from fishpaw.config import ModelConfig, parse_object
 from fishpaw.errors import CheckpointError, ConfigError, FishpawError
 from fishpaw.files import MANIFEST, blobs, inside, recover, verify_manifest
-from fishpaw.model.transformer import Transformer
+from fishpaw.model.transformer import Transformer, distinct
 from fishpaw.switch import Spec, spec_name, spec_options
-from fishpaw.text.bpe import ByteLevel
+from fishpaw.text.encoding import Tokenizer
 from fishpaw.text.load import load_tokenizer
-from fishpaw.text.wordpiece import WordPiece
 from fishpaw.weights.formats import Tensors, find_nonfinite, read_folder, read_tensors
 from fishpaw.weights.names import FAMILIES, Family
-from fishpaw.weights.translate import Part, heads_of, ignored, join, joined_shape, parts, read_config, recognise, renamed
+from fishpaw.weights.translate import (
+    Part,
+    heads_of,
+    ignored,
+    join,
+    joined_shape,
+    parts,
+    read_config,
+    recognise,
+    renamed,
+    roots,
+    spelled_rows,
+)
 
 __all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer", "tell", "tokenizer_of"]
 
@@ -35,14 +46,16 @@ _LARGEST_CONFIG = 2**22            # bytes
 _LONGEST_TABLE = 20                # lines
 _OTHER = "Is this config.json of this file?"
 _ORIGIN = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?@[0-9a-f]{40}", re.ASCII)
+_NORM = re.compile(r"(embedding\.norm|final_norm|layers\.\d+\.((attention|cross|feed_forward)_norm|attention\.(query|key)_norm))\.")
 # Turning a switch may leave tensors of the file without a place and ask for new ones: those whose name holds one of these.
 _AFFECTED = {
-    "position": ("position.",),
+    "position": ("positions.",),
     "attention": (".kernel.",),
     "stream": ("embedding.query",),
     "embedding_norm": ("embedding.norm.",),
     "norm_at": ("final_norm.",),
     "norm": ("norm.",),
+    "qk_norm": ("query_norm.", "key_norm."),
 }
 
 
@@ -71,14 +84,15 @@ def load(
     mask: Spec | None = None,
     position: Spec | None = None,
     attention: Spec | None = None,
+    norm: Spec | None = None,
     heads: Sequence[Spec] | None = None,
     residual_scores: bool | None = None,
     dropout: float | None = None,
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
-) -> tuple[Transformer, WordPiece | ByteLevel]:
+) -> tuple[Transformer, Tokenizer]:
     """A model and its tokenizer; the options are those of `load_model`. CheckpointError, too, for a tokenizer of another model."""
-    changes = _given(mask, position, attention, heads, residual_scores, dropout)
+    changes = _given(mask, position, attention, norm, heads, residual_scores, dropout)
     model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
     tokenizer = tokenizer_of(report)
     tell(report)
@@ -93,6 +107,7 @@ def load_model(
     mask: Spec | None = None,
     position: Spec | None = None,
     attention: Spec | None = None,
+    norm: Spec | None = None,
     heads: Sequence[Spec] | None = None,
     residual_scores: bool | None = None,
     dropout: float | None = None,
@@ -102,12 +117,13 @@ def load_model(
     """A Transformer in evaluation mode from a folder, a file, a TensorFlow bundle or a hub id (with `revision`).
 
     family: where neither config.json nor the names tell it. mask "causal" or "unilm": an encoder as a language model or seq2seq;
-    position, attention, residual_scores, dropout: other switches. heads: which to build, default those that the checkpoint holds;
-    one that it lacks, or a classifier of other labels, starts from random values, and a log line says so. dtype: of the parameters.
+    position, attention, norm, residual_scores, dropout: other switches; a norm without an eps has the file's. heads: which to build,
+    default those that the checkpoint holds; one that it lacks, or a classifier of other labels, starts from random values, and a log
+    line says so. dtype: of the parameters.
     verify: compare a saved folder with its manifest. Errors: CheckpointError (damaged, unsafe, incomplete or of another model),
     ConfigError, HubError.
     """
-    changes = _given(mask, position, attention, heads, residual_scores, dropout)
+    changes = _given(mask, position, attention, norm, heads, residual_scores, dropout)
     model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
     tell(report)
     return model
@@ -145,7 +161,7 @@ def inspect(
         table, reason, before = _understand(values, tensors, family)
     except (ConfigError, CheckpointError) as error:
         raise _named(path if isinstance(error, ConfigError) else tensors.files[0], error) from None
-    config = before.change(dict(changes or {}))
+    config = before.change(_with_eps(changes or {}, before))
     try:
         model, new, unused = _filled(config, before, table, tensors, dtype)
     except ConfigError as error:
@@ -161,6 +177,7 @@ def _given(
     mask: Spec | None,
     position: Spec | None,
     attention: Spec | None,
+    norm: Spec | None,
     heads: Sequence[Spec] | None,
     residual_scores: bool | None,
     dropout: float | None,
@@ -169,6 +186,7 @@ def _given(
         "mask": mask,
         "position": position,
         "attention": attention,
+        "norm": norm,
         "heads": heads if heads is None or isinstance(heads, str) else tuple(heads),
         "residual_scores": residual_scores,
         "dropout": dropout,
@@ -177,7 +195,17 @@ def _given(
     return {key: value for key, value in changes.items() if value is not None}
 
 
-def tokenizer_of(report: Report) -> WordPiece | ByteLevel:
+def _with_eps(changes: Mapping[str, Any], before: ModelConfig) -> dict[str, Any]:
+    """Another norm of the same kind computes with the file's eps, unless it says its own."""
+    norm, held = changes.get("norm"), spec_options(before.norm).get("eps")
+    centred = ("layer", "conditional")
+    if norm is None or callable(norm) or held is None or "eps" in spec_options(norm):
+        return dict(changes)
+    alike = spec_name(norm) == spec_name(before.norm) or (spec_name(norm) in centred and spec_name(before.norm) in centred)
+    return {**changes, "norm": {"name": spec_name(norm), **spec_options(norm), "eps": held}} if alike else dict(changes)
+
+
+def tokenizer_of(report: Report) -> Tokenizer:
     """The tokenizer beside a model. CheckpointError where it has tokens that the model has no row for; one with far fewer than the model
     has rows (some rows that nothing stands for are usual) is named in the log."""
     tokenizer, rows = load_tokenizer(report.folder), report.config.vocab_size
@@ -232,11 +260,23 @@ def _understand(values: Mapping[str, Any], tensors: Tensors, family: str | None)
         if values.get("model_type") == "fishpaw":
             return None, "config.json says model_type 'fishpaw'", ModelConfig.from_dict(own)
         table, reason = recognise(values, list(tensors), family=family)
-        held = heads_of(values, renamed(list(tensors), table), table)
-        config = read_config(values, table).change({"heads": held})
+        known = renamed(list(tensors), table)
+        config = read_config(values, table)
+        config = config if table.untied is None else config.change({"tie_embeddings": _tied(known, tensors, table, table.untied)})
+        config = config.change({"heads": heads_of(values, known, table, tied=config.tie_embeddings)})
         return table, reason, ModelConfig.from_dict({**config.to_dict(), **own})
     except RecursionError:
         raise ConfigError("encoders within encoders without end.", fix="That is no configuration of a model.") from None
+
+
+def _tied(known: Mapping[str, tuple[str, bool]], tensors: Tensors, family: Family, output: str) -> bool:
+    """Whether the matrix of the output is the table of tokens: it isn't there, or equal."""
+    tokens = dict(parts(family, 1))["embedding.tokens.weight"][0].names
+    table = next((known[name][0] for name in tokens if name in known), None)
+    if output not in known or table is None:
+        return True
+    same = tensors.shape(known[output][0]) == tensors.shape(table)
+    return same and torch.equal(tensors.read(known[output][0]), tensors.read(table))
 
 
 def _filled(
@@ -250,7 +290,7 @@ def _filled(
     wanted = model.state_dict()
     buffers = dict(model.named_buffers(remove_duplicate=False))
     known = renamed(list(tensors), family) if family else {name: (name, False) for name in tensors}
-    rows = dict(parts(family, config.layers)) if family else {name: [Part((name,), False)] for name in {*wanted, *tensors}}
+    rows = spelled_rows(family, config) if family else {name: [Part((name,), False)] for name in {*wanted, *tensors}}
     free = tuple(piece for field, pieces in _AFFECTED.items() if getattr(config, field) != getattr(before, field) for piece in pieces)
     anew = ("heads.classifier.",) if _renames_labels(config, before) else ()
 
@@ -272,6 +312,7 @@ def _filled(
     if lost:
         raise CheckpointError(f"{tensors.files[0]}: lacks {len(lost)} tensors: {_few(lost)}.", fix=_OTHER)
 
+    used.update(family.added.values() if family else ())
     unused = [name for name in known if name not in used and not (family and ignored(name, family))]
     places = {alias: name for name, several in rows.items() for part in several for alias in part.names}
     idle = [name for name in unused if family is None or _in_backbone(name, family)]
@@ -290,6 +331,9 @@ def _filled(
     for name, empty in wanted.items():
         kind = dtype if empty.is_floating_point() else empty.dtype
         value = join(tensors, sources[name], kind) if name in sources else made[name].to(kind)
+        other = family.added.get(rows[name][0].names[0]) if family and name in sources else None
+        if other in known:
+            value = value + tensors.read(known[other][0])[0].to(kind)
         state[name] = value.clone() if value.data_ptr() in taken else value      # tied in the file, two parameters here
         taken.add(value.data_ptr())
     model.load_state_dict(state, assign=True)
@@ -306,7 +350,7 @@ def _may_lack(name: str, free: Sequence[str]) -> bool:
 
 
 def _in_backbone(name: str, family: Family) -> bool:
-    return name.startswith(family.prefix) and not name.startswith(f"{family.prefix}pooler.")
+    return name.partition(".")[0] in roots(family) and not name.startswith(f"{family.prefix}pooler.")
 
 
 def _renames_labels(config: ModelConfig, before: ModelConfig) -> bool:
@@ -331,15 +375,19 @@ def _refuse_other_shapes(tensors: Tensors, sources: Mapping[str, list[tuple[str,
 
 
 def _new_tensors(config: ModelConfig, names: Sequence[str]) -> dict[str, Tensor]:
-    """Fresh values for the parameters and buffers that no file holds; only the part that they belong to is built, if it is a head or a
-    position."""
+    """Fresh values for the parameters and buffers that no file holds; only the part that they belong to is built, if it is a head, a
+    position or a norm."""
     made: dict[str, Tensor] = {}
     for head in config.heads:
         prefix = f"heads.{spec_name(head)}."
         if any(name.startswith(prefix) for name in names):
             made |= _tensors_of(switch.build("model.heads", head, config), prefix)
-    if any(name.startswith("position.") for name in names):
-        made |= _tensors_of(switch.build("positions", config.position, config), "position.")
+    for index, spec in enumerate(distinct(config.turns("position"))):
+        if any(name.startswith(f"positions.{index}.") for name in names):
+            made |= _tensors_of(switch.build("positions", spec, config), f"positions.{index}.")
+    for place in sorted({match[0] for name in names if (match := _NORM.match(name))}):
+        size = config.embedding if place.startswith("embedding.") else config.width if ".attention." in place else config.hidden_size
+        made |= _tensors_of(switch.build("norms", config.norm, size), place)
     if any(name not in made for name in names):
         made |= _tensors_of(Transformer(config), "")
     return made

@@ -180,7 +180,7 @@ def _twin(model: Transformer) -> Transformer:
 
 def _probe(model: Transformer, rows: int, length: int) -> Arrays:
     """Random ids; the first row is whole, the second padded on the right, a third on the left; two segments."""
-    length = min(length, getattr(model.position, "length", None) or length)
+    length = min(length, model.longest or length)
     chance = torch.Generator().manual_seed(length)
     ids = torch.randint(model.config.vocab_size, (rows, length), generator=chance)
     mask, segments = torch.ones_like(ids), torch.zeros_like(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fishpaw import switch
 from fishpaw.config import ModelConfig
 from fishpaw.errors import CheckpointError, ConfigError
-from fishpaw.norms import layer
 from fishpaw.positions.sinusoidal import sinusoids
 from fishpaw.switch import nearest, spec_name, spec_options
 from fishpaw.weights.formats import Tensors
@@ -21,13 +22,23 @@ from fishpaw.weights.names import ACTIVATIONS, FAMILIES, TENSORFLOW_ENDINGS, TEN
 
 __all__ = [
     "Part", "export_config", "export_tensors", "heads_of", "ignored", "join", "joined_shape", "parts", "read_config", "recognise",
-    "renamed",
+    "renamed", "roots", "spelled_rows",
 ]  # fmt: skip
 
-_OF_OURS: Mapping[str, dict[str, Any]] = {"pooler": {"activation": "tanh", "at": "first"}, "classifier": {"multi_label": False}}
+_OF_OURS: Mapping[str, dict[str, Any]] = {
+    "pooler": {"activation": "tanh", "at": "first"},
+    "classifier": {"multi_label": False},
+    "lm": {"bias": False, "scale": 1.0},
+    "mlm": {"dense_bias": True},
+}
+# A field whose spec has options -> its room, and the name that it has by default.
+_SWITCHES = {"norm": ("norms", "layer"), "position": ("positions", "learned"), "attention": ("attention", "softmax"),
+             "mask": ("masks", "full")}  # fmt: skip
+_ONLY_IN_TRAINING = ("dropout", "attention_dropout", "init_std")
 _MOST_LABELS = 10**5
 _MOST_SINES = 8192                                                # rows: beyond, they could outweigh the model
 _FURNITURE = re.compile(r"/(adam|lamb|Adam|Adam_1)(_[mv])?$")     # the optimizer's slots
+_HEADS_ELSEWHERE = ("cls", "classifier", "lm_head", "qa_outputs", "score")
 
 
 @dataclass(frozen=True)
@@ -45,26 +56,43 @@ def recognise(values: Mapping[str, Any], names: Sequence[str], *, family: str | 
     """The family of a checkpoint and the reason, from its config's model_type, else from the names of its tensors."""
     if family is not None:
         return FAMILIES[family], "you said so"
-    told = values.get("model_type")
-    if isinstance(told, str) and told in FAMILIES:
-        return FAMILIES[told], f"config.json says model_type {told!r}"
-    if told is not None:
-        raise ConfigError(f"model_type is {told!r}, which fishpaw can't build.", fix=f"Known: {', '.join(FAMILIES)}.")
-    if values.get("use_relative_position"):
-        raise ConfigError("use_relative_position is set: NEZHA, which fishpaw can't build.", fix="Use another model.")
+    given = {field: value for field, value in values.items() if value is not None}
+    if any(_NEZHA in name for name in names):
+        given.setdefault("use_relative_position", True)           # Keras saves its sines
+    said = {one.name: one.told(given) if one.told else None for one in FAMILIES.values()}
+    may = [one for one in FAMILIES.values() if said[one.name] is not False]
+    kind = given.get("model_type")
+    if kind is not None:
+        of_kind = sorted((one for one in may if kind in one.types), key=lambda one: said[one.name] is not True)
+        if of_kind:
+            return of_kind[0], f"config.json says model_type {kind!r}"
+        raise ConfigError(f"model_type is {kind!r}, which fishpaw can't build.", fix=f"Known: {', '.join(_types())}.")
     fits = {}
-    for candidate in FAMILIES.values():
+    for candidate in may:
         known = set(renamed(names, candidate))
-        held = {ours: all(known & set(part.names) for part in several) for ours, several in parts(candidate, 1)}
+        rows = dict(parts(candidate, 1, 1))
+        held = {ours: all(known & set(part.names) for part in several) for ours, several in rows.items()}
         # A layer, and a table of positions where the family has one: that alone tells BERT from RoFormer in a TensorFlow checkpoint.
-        if all(there for ours, there in held.items() if ours.startswith(("layers.0.attention.project.", "layers.0.feed", "position."))):
-            fits[candidate.name] = sum(held.values())
+        if all(there for ours, there in held.items() if ours.startswith(_NEEDED) and ours.endswith(".weight")):
+            places = {alias for several in rows.values() for part in several for alias in part.names}
+            first = {name for name in known - places if not _LATER.search(name) and not ignored(name, candidate)}
+            lacks = sum(not there for ours, there in held.items() if ours.startswith(("embedding.", "layers.0.")))
+            fits[candidate.name] = (said[candidate.name] is True, -len(first), -lacks, sum(held.values()))
     if not fits:
         shown = f"tensors named {', '.join(list(names)[:5])} …" if names else "no tensor"
         raise CheckpointError(f"No known family has {shown}.", fix=f"Say which it is: family= one of {', '.join(FAMILIES)}.")
     best = FAMILIES[max(fits, key=lambda name: fits[name])]
-    table = "with" if "position.table.weight" in best.weights else "without"
+    table = "with" if "positions.0.table.weight" in best.weights else "without"
     return best, f"its tensors are named as a {best.name} model's, {table} a table of positions"
+
+
+_NEZHA = "Embedding-Relative-Position"
+_LATER = re.compile(r"\.[1-9]\d*\.")                              # of a block after the first
+_NEEDED = ("layers.0.attention.project.", "layers.0.feed_forward.", "positions.")
+
+
+def _types() -> list[str]:
+    return list(dict.fromkeys(kind for family in FAMILIES.values() for kind in family.types))
 
 
 # -- configuration ------------------------------------------------------------------------------------------------------------------
@@ -78,16 +106,15 @@ def read_config(values: Mapping[str, Any], family: Family) -> ModelConfig:
         if given.get(field, served[0]) not in served:
             raise ConfigError(f"{field} is {given[field]!r}, which fishpaw can't build.", fix=f"Served: {served[0]!r}.")
     chosen: dict[str, Any] = {"family": family.name, **family.fixed}
-    options: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
     for field, (ours, default) in family.config.items():
         value = given.get(field, default)
-        if ours.startswith("norm."):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-                raise ConfigError(f"{field} is {value!r}.", fix="Give a small positive number.")
-            options[ours.removeprefix("norm.")] = value
-        elif value is not None:
-            chosen[ours] = value
-    chosen["norm"] = {"name": "layer", **options}
+        if ours == "norm.eps" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1):
+            raise ConfigError(f"{field} is {value!r}.", fix="Give a small positive number.")
+        if ours == "activation":
+            value = _activation(value, family)
+        if value is not None:
+            _put(chosen, inner, ours, value)
     if "intermediate_size" not in chosen and isinstance(chosen["hidden_size"], int):
         chosen["intermediate_size"] = 4 * chosen["hidden_size"]
     if family.decoder is not None:
@@ -95,18 +122,41 @@ def read_config(values: Mapping[str, Any], family: Family) -> ModelConfig:
         if not isinstance(causal, bool):
             raise ConfigError(f"{family.decoder} is {causal!r}.", fix="Give true or false.")
         chosen["mask"] = "causal" if causal else "full"
-    if not isinstance(chosen["activation"], str) or chosen["activation"] not in ACTIVATIONS:
-        raise ConfigError(f"The activation is {chosen['activation']!r}.", fix=nearest(str(chosen["activation"]), list(ACTIVATIONS)))
+    for ours, value in (family.read(given) if family.read else {}).items():
+        _put(chosen, inner, ours, value)
+    if family.encoder is not None:
+        apart = {"shared_embedding": False, "heads": (), **family.encoder, **inner}
+        chosen["encoder"] = ModelConfig(**{**chosen, **apart})
     return ModelConfig(**chosen)
 
 
-def heads_of(values: Mapping[str, Any], known: Collection[str], family: Family) -> tuple[Any, ...]:
-    """The heads that a checkpoint holds, from its tensors' names; a classifier's labels from id2label. A classifier of tokens, spans or
-    choices (told by `architectures`, or without a pooler) is none of ours."""
+def _put(chosen: dict[str, Any], inner: dict[str, Any], ours: str, value: Any) -> None:
+    """A field, an option of a switch, "norm.eps", or either of the encoder, "encoder.layers"."""
+    place, _, rest = ours.partition(".")
+    if place == "encoder":
+        _put(inner, {}, rest, value)
+    elif rest:
+        spec = chosen.get(place, _SWITCHES[place][1])
+        chosen[place] = {"name": spec_name(spec), **spec_options(spec), rest: value}
+    else:
+        chosen[ours] = value
+
+
+def _activation(value: Any, family: Family) -> str:
+    if not isinstance(value, str) or value not in family.activations:
+        raise ConfigError(f"The activation is {value!r}.", fix=nearest(str(value), list(family.activations)))
+    return value if family.activations is ACTIVATIONS else family.activations[value]
+
+
+def heads_of(values: Mapping[str, Any], known: Collection[str], family: Family, *, tied: bool = True) -> tuple[Any, ...]:
+    """The heads that a checkpoint holds, from its tensors' names, and whether its embeddings are tied; a classifier's labels from id2label.
+    A classifier of tokens, spans or choices (told by `architectures`, or without a pooler) is none of ours."""
+    given = {field: value for field, value in values.items() if value is not None}
+    tokens = _alias(family.weights["embedding.tokens.weight"])
     heads: dict[str, Any] = {}
     for name, shows, options in family.heads:
-        if shows in known and name not in heads:
-            heads[name] = {"name": name, **{option: values.get(field) or "gelu" for option, field in options.items()}}
+        if name not in heads and shows in known and (shows not in tokens or tied):
+            heads[name] = {"name": name, **(options(given) if callable(options) else options)}
     built = values.get("architectures")
     other = isinstance(built, list) and built and not any(str(one).endswith("ForSequenceClassification") for one in built)
     if "classifier" in heads and ("pooler" not in heads or other):
@@ -122,10 +172,9 @@ def export_config(config: ModelConfig, family: Family) -> dict[str, Any] | None:
     """Our configuration as theirs, with what only we know under "fishpaw"; None where transformers has no such architecture, and would
     refuse it or, worse, compute something else."""
     ours = config.to_dict()
-    plain = {**ours, "norm": _spelled_out(ours["norm"]), "activation": ACTIVATIONS.get(ours["activation"], ours["activation"])}
-    theirs: dict[str, Any] = {"model_type": family.name}
+    theirs: dict[str, Any] = {"model_type": family.types[0]}
     for field, (name, _) in family.config.items():
-        theirs[field] = plain["norm"].get(name.removeprefix("norm.")) if name.startswith("norm.") else plain[name]
+        theirs[field] = _found(ours, name, family)
     names = {spec_name(head) for head in config.heads}
     causal = config.mask == "causal" and family.decoder is not None
     if family.decoder is not None:
@@ -138,23 +187,67 @@ def export_config(config: ModelConfig, family: Family) -> dict[str, Any] | None:
             theirs["id2label"] = {str(index): label for index, label in enumerate(labels)}
             theirs["label2id"] = {label: index for index, label in enumerate(labels)}
             theirs["problem_type"] = "multi_label_classification" if head.get("multi_label") else "single_label_classification"
+    theirs |= family.write(config) if family.write else {}
     try:
         back = read_config(theirs, family).to_dict()
     except ConfigError:
         return None
-    differs = {name for name in ours if back[name] != plain[name]}
-    return {**theirs, "fishpaw": _apart(ours, back)} if differs <= {"mask", "heads"} and _same(config, theirs, back, family) else None
+    if not _same_stack(ours, back) or not _same_outputs(config, theirs, family):
+        return None
+    return {**theirs, "fishpaw": {name: value for name, value in ours.items() if back[name] != value or name == "heads"}}
 
 
-def _same(config: ModelConfig, theirs: Mapping[str, Any], back: Mapping[str, Any], family: Family) -> bool:
-    """Whether their class computes what ours does: logits with the mask they have (a UniLM's they take as a 4-D mask), pooled states and
-    scores of labels. Their tables can't be empty, nor a padding id lie beyond them."""
-    if config.mask not in (back["mask"], "unilm") or config.pad_id >= config.vocab_size or (family.decoder and not config.segments):
+def _found(ours: Mapping[str, Any], name: str, family: Family) -> Any:
+    """What `_put` put there."""
+    place, _, rest = name.partition(".")
+    if place == "encoder":
+        return None if ours["encoder"] is None else _found(ours["encoder"], rest, family)
+    if rest:
+        return None if isinstance(ours[place], list) else _spelled_out(place, ours[place]).get(rest)
+    if name == "activation":
+        plain = ACTIVATIONS.get(ours[name], ours[name])
+        return next((theirs for theirs, own in family.activations.items() if own == plain), plain)
+    if ours[name] is None and name in _USUAL:                     # in full: without it, theirs may be another
+        size, parts_of_it = _USUAL[name]
+        return ours[size] // (ours[parts_of_it] if parts_of_it else 1)
+    return ours[name]
+
+
+# Our None -> what it stands for: a field, and another that divides it.
+_USUAL: Mapping[str, tuple[str, str | None]] = {
+    "head_size": ("hidden_size", "attention_heads"), "key_value_heads": ("attention_heads", None), "embedding_size": ("hidden_size", None),
+}  # fmt: skip
+
+
+def _same_stack(ours: Mapping[str, Any], back: Mapping[str, Any]) -> bool:
+    """Whether two configurations compute the same hidden states from the same weights. A UniLM's mask they take as a 4-D mask."""
+    if (ours["encoder"] is None) != (back["encoder"] is None):
         return False
-    held = tuple(f"heads.{spec_name(head)}." for head in config.heads)
+    one, other = _comparable(ours), _comparable(back)
+    differs = {name for name in one if one[name] != other[name]}
+    unilm = ours["mask"] == "unilm" and back["mask"] in ("causal", "full")
+    return differs <= ({"mask"} if unilm else set()) and (ours["encoder"] is None or _same_stack(ours["encoder"], back["encoder"]))
+
+
+def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that change hidden states: every option written out, switches in turn layer by layer."""
+    found = {name: value for name, value in values.items() if name not in ("heads", "encoder", *_ONLY_IN_TRAINING)}
+    found["activation"] = ACTIVATIONS.get(found["activation"], found["activation"])
+    for place in _SWITCHES:
+        turns = found[place] if isinstance(found[place], list) else [found[place]]
+        found[place] = [_spelled_out(place, turns[index % len(turns)]) for index in range(values["layers"])]
+    return found
+
+
+def _same_outputs(config: ModelConfig, theirs: Mapping[str, Any], family: Family) -> bool:
+    """Whether their class computes what our heads do: pooled states, scores of labels and logits. Their tables can't be empty, nor a
+    padding id lie beyond them."""
+    if config.pad_id >= config.vocab_size or (family.decoder and not config.segments):
+        return False
+    held = ("embedding.tokens.", *(f"heads.{spec_name(head)}." for head in config.heads))
     rows = [(ours, part) for ours, several in parts(family, 1) if ours.startswith(held) for part in several]
     tensors = {name for ours, part in rows for name in _written(ours, part, config)}
-    read = {spec_name(head): head for head in heads_of(theirs, tensors, family)}
+    read = {spec_name(head): head for head in heads_of(theirs, tensors, family, tied=config.tie_embeddings)}
     for head in config.heads:
         name = spec_name(head)
         if name in _OF_OURS and _OF_OURS[name] | _relevant(head) != _OF_OURS[name] | _relevant(read.get(name, {"name": name})):
@@ -168,12 +261,15 @@ def _relevant(head: Any) -> dict[str, Any]:
     return {option: list(value) if isinstance(value, tuple) else value for option, value in options.items()}
 
 
-def _apart(ours: Mapping[str, Any], back: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in ours.items() if back[name] != value or name == "heads"}
-
-
-def _spelled_out(norm: Any) -> dict[str, Any]:
-    return {"name": spec_name(norm), **(layer.__kwdefaults__ or {} if spec_name(norm) == "layer" else {}), **spec_options(norm)}
+def _spelled_out(place: str, spec: Any) -> dict[str, Any]:
+    """A spec with the options that it leaves at their defaults."""
+    name, room = spec_name(spec), _SWITCHES[place][0]
+    defaults: Mapping[str, Any] = {}
+    if name in switch.names(room):
+        of_file = room in ("positions", "attention")
+        module = importlib.import_module(f"fishpaw.{room}.{name}" if of_file else f"fishpaw.{room}")
+        defaults = getattr(module, "build" if of_file else name).__kwdefaults__ or {}
+    return {"name": name, **defaults, **spec_options(spec)}
 
 
 def _labels(values: Mapping[str, Any]) -> list[str]:
@@ -192,14 +288,26 @@ def _labels(values: Mapping[str, Any]) -> list[str]:
 # -- tensors ------------------------------------------------------------------------------------------------------------------------
 
 
-def parts(family: Family, layers: int) -> Iterator[tuple[str, list[Part]]]:
+def parts(family: Family, blocks: int, encoder_blocks: int = 0) -> Iterator[tuple[str, list[Part]]]:
     """Every row of the family's table, spelled out: the name of one of our tensors, and the parts of theirs that make it."""
     for row, value in family.weights.items():
         endings = [""] if row.endswith((".weight", ".bias")) else [".weight", ".bias"]
-        for number in range(layers) if "*" in row else [0]:
+        count = encoder_blocks if row.startswith("encoder.") else blocks
+        for number in range(count if "*" in row else min(count, 1)):
             for ending in endings:
                 several = [_part(piece.strip(), ending, number) for piece in value.split(" + ")]
                 yield row.replace("*", str(number)) + ending, several
+
+
+def spelled_rows(family: Family, config: ModelConfig) -> dict[str, list[Part]]:
+    """`parts` of a model."""
+    return dict(parts(family, config.blocks, config.encoder.blocks if config.encoder else 0))
+
+
+def roots(family: Family) -> set[str]:
+    """What the names of the backbone begin with, as the table spells them."""
+    rows = [value for ours, value in family.weights.items() if not ours.startswith("heads.")]
+    return {name.partition(".")[0] for value in rows for piece in value.split(" + ") for name in _alias(piece)}
 
 
 def renamed(names: Sequence[str], family: Family) -> dict[str, tuple[str, bool]]:
@@ -207,31 +315,37 @@ def renamed(names: Sequence[str], family: Family) -> dict[str, tuple[str, bool]]
     backbone without its prefix, LayerNorm.gamma of old PyTorch files."""
     found: dict[str, tuple[str, bool]] = {}
     bare = not any(name.startswith(family.prefix) for name in names)
+    heads = {name.partition(".")[0] for ours, value in family.weights.items() if ours.startswith("heads.") for name in _alias(value)}
+    outside = (heads | set(_HEADS_ELSEWHERE)) - roots(family)
+    own = _variables(family)
     for name in names:
         spelled, transposed = name, False
         if name == "global_step" or _FURNITURE.search(name):
             continue
         if "/" in name:
-            spelled, transposed = _from_tensorflow(name)
-            spelled = re.sub(r"^bert\.", family.prefix, spelled)
-        elif bare and not name.startswith(("cls.", "classifier", "lm_head", "score")):
+            if family.variables is not None:
+                spelled, transposed = _from_tensorflow(name, family, own)
+        elif bare and name.partition(".")[0] not in outside:
             spelled = family.prefix + name
         spelled = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", spelled))
         found[spelled] = (name, transposed)
-    return found
+    respelled = family.respelled(list(found)) if family.respelled else {}
+    return {respelled.get(name, name): source for name, source in found.items()}
 
 
 def export_tensors(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor] | None:
     """Our tensors under their names and in their shapes, None where one has no place there. Tied ones are ours only once, and they leave
     them out, too."""
-    query, key = config.attention_heads * config.width, config.keys * config.width
-    rows = dict(parts(family, config.layers))
+    rows = spelled_rows(family, config)
     theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name not in rows:
             return None
         several = rows[name]
-        sizes = {1: [tensor.shape[0]], 2: [key, key], 3: [query, key, key]}[len(several)]
+        one = config.encoder if name.startswith("encoder.") and config.encoder else config
+        query, key = one.attention_heads * one.width, one.keys * one.width
+        equal = [len(tensor) // len(several)] * len(several)
+        sizes = [query, key, key] if ".attention.project." in name and len(several) == 3 else equal
         for part, piece in zip(several, tensor.split(sizes), strict=True):
             stored = piece.t() if part.transposed and piece.dim() == 2 else piece
             theirs.update(dict.fromkeys(_written(name, part, config), stored))
@@ -278,15 +392,30 @@ def _written(ours: str, part: Part, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _part(piece: str, ending: str, number: int) -> Part:
-    transposed = piece.startswith("^")
-    names = [name.strip().replace("*", str(number)) + ending for name in piece.removeprefix("^").split("|")]
-    return Part(tuple(names), transposed and ending != ".bias")
+    names = [name.replace("*", str(number)) + ending for name in _alias(piece)]
+    return Part(tuple(names), piece.startswith("^") and ending != ".bias")
 
 
-def _from_tensorflow(name: str) -> tuple[str, bool]:
+def _alias(piece: str) -> list[str]:
+    return [name.strip() for name in piece.removeprefix("^").split("|")]
+
+
+def _variables(family: Family) -> list[tuple[re.Pattern[str], str, bool]]:
+    """The family's own rules for TensorFlow: what a variable looks like, the name in the table, whether it lies transposed."""
+    found = []
+    for theirs, variable in family.tensorflow.items():
+        pattern = re.sub(r"(\\\*)+", lambda stars: rf"(\d{{{len(stars[0]) // 2},}})", re.escape(variable.removeprefix("^")))
+        found.append((re.compile(pattern), theirs, variable.startswith("^")))
+    return found
+
+
+def _from_tensorflow(name: str, family: Family, own: Sequence[tuple[re.Pattern[str], str, bool]]) -> tuple[str, bool]:
+    for pattern, theirs, transposed in own:
+        if match := pattern.fullmatch(name):
+            return theirs.replace("*", str(int(match[1])) if match.groups() else ""), transposed
     *path, last = re.sub(r"layer_(\d+)", r"layer/\1", name).split("/")
     ending = TENSORFLOW_ENDINGS.get(last, last)
     spelled = ".".join([*path, ending.removeprefix("^")])
     for theirs, ours in TENSORFLOW_MODULES.items():
         spelled = spelled.replace(theirs, ours)
-    return spelled, ending.startswith("^")
+    return re.sub(rf"^{re.escape(family.variables or '')}", family.prefix, spelled), ending.startswith("^")

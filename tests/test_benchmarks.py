@@ -19,11 +19,16 @@ FOLDER = ROOT / "benchmarks"
 SCRIPTS = {
     "forward": ["--sizes", "2x16"],
     "short_texts": [],
-    "train_step": ["--parts", "fp32,recompute"],
-    "train_step memory": ["--parts", "fp32,memory"],
+    "train_step fp32": ["--parts", "fp32"],
+    "train_step bf16": ["--parts", "bf16"],
+    "train_step memory": ["--parts", "memory"],
+    "train_step recompute": ["--parts", "recompute"],
     "tokenize": [],
     "encode": ["--skip-memory"],
     "encode memory": [],
+    "one_pass": [],
+    "long_attention": ["--skip-memory", "--train"],
+    "long_attention memory": ["--lengths", "32"],
     "load": ["--runs", "1"],
 }
 

@@ -43,9 +43,10 @@ def test_the_environment_is_seen(monkeypatch, tmp_path):
 
 def test_what_is_missing_has_advice(monkeypatch):
     there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jieba" else there(name))
-    (jieba,) = [one for one in examine() if one.subject == "jieba"]
-    assert (jieba.found, jieba.advice) == ("not installed", 'pip install "fishpaw[zh]"')
+    extras = {"jieba": "zh", "sentencepiece": "spm", "jinja2": "chat", "h5py": "h5"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in extras else there(name))
+    told = {one.subject: (one.found, one.advice) for one in examine() if one.subject in extras}
+    assert told == {name: ("not installed", f'pip install "fishpaw[{extra}]"') for name, extra in extras.items()}
 
 
 def test_a_torch_that_does_not_tell_about_bf16_is_no_error(monkeypatch):

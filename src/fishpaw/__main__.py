@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fishpaw.cli import main
+from fishpaw.cli.program import main
 
 __all__: list[str] = []
 

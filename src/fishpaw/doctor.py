@@ -17,7 +17,8 @@ from fishpaw.errors import FishpawError
 
 __all__ = ["Finding", "examine"]
 
-_EXTRAS = {"jieba": "zh", "onnxruntime": "onnx", "sklearn": "recipes", "transformers": "parity"}
+_EXTRAS = {"jieba": "zh", "sentencepiece": "spm", "jinja2": "chat", "h5py": "h5", "onnxruntime": "onnx", "sklearn": "recipes",
+           "transformers": "parity"}
 
 
 @dataclass(frozen=True)

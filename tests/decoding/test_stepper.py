@@ -209,3 +209,17 @@ def test_a_step_needs_a_token_for_each_live_row(shape):
     stepper.start(batch())
     with pytest.raises(ValueError, match="3 live rows"):
         stepper.step(torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_with_a_start_token_the_prompts_are_the_encoders(left):
+    model = tiny(encoder=tiny(mask="full", heads=()).config)
+    read = batch(left=left)
+    whole, begun = TransformerStepper(model), TransformerStepper(model, start_id=7)
+    expected = whole.start(Batch.padded(torch.tensor([[7], [7], [7]])), read)
+    assert torch.equal(begun.start(read), expected)
+    assert torch.equal(begun.step(torch.tensor([1, 2, 3])), whole.step(torch.tensor([1, 2, 3])))
+    longer = Batch.padded(torch.tensor([[7, 4]] * 3))
+    assert torch.equal(begun.start(longer, read), whole.start(longer, read))         # given both, it begins with nothing of its own
+    with pytest.raises(ConfigError, match="start_id is given, but the model reads no encoder"):
+        TransformerStepper(tiny(), start_id=7)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as RustTokenizer
 
 from fishpaw.config import ModelConfig
 from fishpaw.data.labelled import LabelledText
 from fishpaw.model.transformer import Transformer
 from fishpaw.text.bpe import ByteLevel
 from fishpaw.text.learn import characters
+from fishpaw.text.pipeline import Pipeline
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.weights.save import save
 
@@ -55,6 +57,21 @@ def tiny():
             "position": "rotary", "norm": {"name": "layer", "eps": 1e-12}, "dropout": 0.0, "attention_dropout": 0.0,
             "init_std": 0.2, **changes,
         })
+
+    return make
+
+
+@pytest.fixture
+def pipeline():
+    """pipeline("<s> $A </s>") -> a tokenizer.json with a token a letter that puts these around a text; <mask> takes blanks before it."""
+    def make(template: str) -> Pipeline:
+        names = ["<pad>", "</s>", "<unk>", "<s>", "<mask>"]
+        rust = RustTokenizer(models.WordLevel({token: id for id, token in enumerate([*names, *LETTERS])}, unk_token="<unk>"))
+        rust.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        rust.decoder = decoders.Fuse()
+        rust.add_special_tokens([AddedToken(name, lstrip=name == "<mask>", special=True) for name in names])
+        rust.post_processor = processors.TemplateProcessing(single=template, special_tokens=[(name, names.index(name)) for name in names])
+        return Pipeline({"tokenizer.json": rust.to_str().encode("utf-8")})
 
     return make
 

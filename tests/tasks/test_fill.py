@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fishpaw.errors import ConfigError, DataError
+from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.fill import fill
 from fishpaw.text.vocab import Vocab
 from fishpaw.text.wordpiece import WordPiece
@@ -36,6 +37,17 @@ def test_all_candidates_sum_to_one_and_rows_beyond_the_vocabulary_are_never_name
     shorter = WordPiece(Vocab(tokenizer.vocab.tokens[:-9]))
     (blank,) = fill(model, shorter, "[MASK]", top=10**6)
     assert len(blank.candidates) == shorter.size
+
+
+def test_a_mask_of_another_name_is_found_and_named_where_it_stands(pipeline, tiny):
+    tokenizer = pipeline("<s> $A </s>")
+    model = Transformer(tiny(tokenizer.size, heads=("mlm",), mask="full")).eval()
+    (first, second) = fill(model, tokenizer, "今 <mask>好<mask>", top=3)
+    assert (first.start, second.start) == (2, 9) and all(token in tokenizer.tokens for token, _ in first.candidates)
+    ids = torch.tensor([tokenizer.encode("今<mask>好<mask>").ids])
+    assert (ids == tokenizer.mask_id).sum() == 2
+    with pytest.raises(DataError, match="The text has no <mask>. Write <mask>"):
+        fill(model, tokenizer, "今[MASK]")
 
 
 def test_no_dropout_falls_on_an_answer_and_nothing_is_left_behind(pretrained):
@@ -74,7 +86,7 @@ def test_models_that_look_back_only_or_know_no_mask_are_refused(pretrained):
     with pytest.raises(ConfigError, match=r"byte-level tokenizer has no \[MASK\]|head mlm"):
         fill(*load(pretrained("gpt2")), "[MASK]")
     model, tokenizer = load(pretrained("bert"))
-    with pytest.raises(ConfigError, match=r"byte-level tokenizer has no \[MASK\]"):
+    with pytest.raises(DataError, match=r"byte-level tokenizer has no \[MASK\]"):
         fill(model, load(pretrained("gpt2"))[1], "[MASK]")
     with pytest.raises(DataError, match=r"'\[MASK\]' is not among"):
         fill(model, WordPiece(Vocab(tuple(token for token in tokenizer.vocab.tokens if token != "[MASK]"))), "[MASK]")

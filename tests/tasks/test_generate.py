@@ -10,16 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fishpaw.contracts import Batch
 from fishpaw.decoding.limits import LONGEST, Limits
 from fishpaw.decoding.processors import Temperature, TopK, TopP
 from fishpaw.decoding.sample import sample, stream_sample
 from fishpaw.decoding.search import beam, greedy, stream_greedy
 from fishpaw.decoding.walk import Streamed
 from fishpaw.errors import ConfigError, DataError
+from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.generate import Generate, generator
 from fishpaw.text.vocab import SPECIAL, Vocab
 from fishpaw.text.wordpiece import WordPiece
-from fishpaw.weights.load import load
+from fishpaw.weights.load import load, load_model
+from fishpaw.weights.save import save
 
 KINDS = {"gpt2": None, "bert": "causal", "roformer": "unilm"}
 
@@ -205,10 +208,98 @@ def test_prompts_begin_as_the_model_was_trained(pretrained):
     for family in KINDS:
         writer = Generate(*load(pretrained(family), mask=KINDS[family]))
         ids = writer.encode(["好"]).ids.tolist()
-        tokens = [writer.tokenizer.tokens[id] if family == "gpt2" else writer.tokenizer.vocab.tokens[id] for id in ids]
+        tokens = [writer.tokenizer.tokens[id] for id in ids]
         assert tokens == {"gpt2": ["å¥½"], "bert": ["[CLS]", "好"], "roformer": ["[CLS]", "好", "[SEP]"]}[family]
         empty = writer.encode([""]).ids.tolist()
         assert empty == {"gpt2": [259], "bert": ids[:1], "roformer": [ids[0], ids[-1]]}[family]
+
+
+# Any tokenizer, and a model that reads an encoder
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "empty"),
+    [("<s> $A </s>", ["<s>", "今", "天"], ["<s>"]), ("$A </s>", ["今", "天"], ["</s>"]), ("<s> $A", ["<s>", "今", "天"], ["<s>"]),
+     ("<s> $A </s> </s>", ["<s>", "今", "天"], ["<s>"])],
+)  # fmt: skip
+def test_what_a_tokenizer_adds_behind_a_text_is_no_part_of_a_prompt(pipeline, tiny, template, prompt, empty):
+    tokenizer = pipeline(template)
+    writer = Generate(Transformer(tiny(tokenizer.size, position="learned", max_positions=9, mask="causal", heads=("lm",))), tokenizer)
+    assert [tokenizer.tokens[id] for id in writer.encode(["今天"]).ids] == prompt and writer.ends == (1,)
+    assert [tokenizer.tokens[id] for id in writer.encode([""]).ids] == empty
+    long = writer.encode(["今天气我们去公园玩吧"], max_new=4).ids.tolist()
+    assert len(long) == 5 and tokenizer.decode(long).endswith("公园玩吧")
+    assert [tokenizer.tokens[id] for id in writer.encode(["<s>今天</s>"], special=False).ids] == ["<s>", "今", "天", "</s>"]
+    written = writer.encode(["今</s>"]).ids.tolist()                  # one that stands in the text stays
+    assert tokenizer.tokens[written[-1]] == "</s>" and tokenizer.tokens[written[-2]] == "今"
+
+
+def test_answers_may_end_at_another_token(pipeline, tiny):
+    tokenizer = pipeline("$A")
+    line = tokenizer.tokens.index("，")                               # as CPM's line_id
+    writer = Generate(Transformer(tiny(tokenizer.size, mask="causal", heads=("lm",))), tokenizer, ends=(line,))
+    assert writer.limits(5).ends == (line,)
+    assert list(writer.pieces(iter(stream_of(tokenizer.encode("今天").ids, line)))) == ["今", "天"]
+    assert list(writer.pieces(iter(stream_of(tokenizer.encode("今</s>天").ids, line)))) == ["今", "天"]
+
+
+@pytest.mark.parametrize("pad", [0, 3])
+def test_an_encoder_reads_the_text_and_the_answer_begins_with_padding(pipeline, tiny, pad):
+    tokenizer = pipeline("$A </s>")
+    shape = tiny(tokenizer.size, position="none", norm_at="pre", segments=0, embedding_norm=False, init_std=0.6, pad_id=pad)
+    model = Transformer(shape.change({"mask": "causal", "heads": ("lm",), "encoder": shape.change({"mask": "full"}),
+                                      "shared_embedding": True})).eval()
+    writer = Generate(model, tokenizer)
+    texts = ["今天气", "好", "我们去公园玩吧", ""]
+    read = writer.encode(texts, max_new=6)
+    assert read.shape == (4, 8) and [row.tolist() for row in read.unpack(read.ids)] == [one.ids for one in tokenizer.encode_batch(texts)]
+    answers = greedy(writer.stepper, read, limits=writer.limits(6))
+    for text, found in zip(texts, answers, strict=True):
+        made = [pad]
+        while len(made) < 7 and (len(made) == 1 or made[-1] not in writer.ends):
+            with torch.no_grad():
+                source = Batch.padded(torch.tensor([tokenizer.encode(text).ids]))
+                made.append(int(model(torch.tensor([made]), encoder_batch=source).logits[0, -1].argmax()))
+        assert list(found.tokens) == made[1:]
+    assert len({one.tokens for one in answers}) > 1
+    limits = writer.limits(6)
+    (beams,) = beam(writer.stepper, writer.encode(["今天气"]), beams=3, n=2, limits=limits)
+    assert beams[0].score >= answers[0].score
+    assert "".join(writer.pieces(stream_greedy(writer.stepper, writer.encode(["好"]), limits=limits))) == writer.decode(answers[1])
+
+
+def test_an_encoders_text_loses_its_beginning_where_its_positions_end(pipeline, tiny):
+    tokenizer = pipeline("$A </s>")
+    shape = tiny(tokenizer.size, position="learned", max_positions=5)
+    writer = Generate(Transformer(shape.change({"mask": "causal", "heads": ("lm",), "encoder": shape.change({"mask": "full"})})), tokenizer)
+    assert tokenizer.decode(writer.encode(["今天气我们去"], max_new=4).ids.tolist()) == "气我们去"
+    with pytest.raises(ConfigError, match="5 new tokens, but the model has 5 positions"):
+        writer.encode(["今"], max_new=5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("gated", "start"), [(False, 0), (True, 0), (True, 3)])
+def test_t5_answers_as_in_transformers(pipeline, tmp_path, gated, start):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = pipeline("$A </s>")
+    torch.manual_seed(11)
+    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=tokenizer.size, d_model=12, d_kv=6, d_ff=20, num_layers=2, num_heads=2, decoder_start_token_id=start, dropout_rate=0.0,
+        relative_attention_num_buckets=8, relative_attention_max_distance=7, feed_forward_proj="gated-gelu" if gated else "relu",
+    )).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(std=0.6) if parameter.dim() > 1 else parameter
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    save(load_model(tmp_path), tmp_path / "again", tokenizer)
+    writer = Generate(*load(tmp_path / "again"))
+    texts = ["今天气", "好", "我们去公园玩吧", ""]
+    found = greedy(writer.stepper, writer.encode(texts), limits=writer.limits(9))
+    for text, one in zip(texts, found, strict=True):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        wanted = theirs.generate(ids, max_new_tokens=9, do_sample=False, num_beams=1)[0, 1:].tolist()
+        assert list(one.tokens) == wanted
+    assert len({one.tokens for one in found}) > 1
 
 
 # Mistakes, a sentence each (a field out of range never starts a search)

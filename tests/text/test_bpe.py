@@ -48,6 +48,8 @@ def test_special_adds_nothing_and_pairs_are_cut_from_the_longer(tokenizer):
     assert both.ids == one.ids + two.ids and both.segments == [0] * len(one) + [1] * len(two)
     assert tokenizer.encode("abcdefg" * 9, max_length=5, truncate="left").ids == tokenizer.encode("abcdefg" * 9).ids[-5:]
     assert tokenizer.encode("a<|endoftext|>").ids[-1] == tokenizer.eos_id == tokenizer.pad_id
+    with pytest.raises(DataError, match="no .MASK."):
+        _ = tokenizer.mask_id
     assert tokenizer.decode([tokenizer.eos_id]) == "" and tokenizer.decode([tokenizer.eos_id], skip_special=False) == "<|endoftext|>"
     assert pickle.loads(pickle.dumps(tokenizer)).encode("中文").ids == two.ids
 

@@ -82,6 +82,8 @@ def test_the_published_vocabulary(published):
     """specs: round trip on blanks, line ends and English; a line end is exactly id 3; 30,000 ids."""
     laws(published)
     assert published.size == 30_000 and published.line_id == 3
+    with pytest.raises(DataError, match="no mask"):
+        _ = published.mask_id
     assert (published.eos_id, published.pad_id, published.unk_id) == (7, 5, 0)
 
 

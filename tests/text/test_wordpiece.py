@@ -137,7 +137,7 @@ def test_ids_are_found_by_name_and_missing_ones_named(vocab):
     tokenizer: Tokenizer = WordPiece(vocab)
     ids = tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
     assert [vocab.tokens[id] for id in ids] == list(SPECIAL)
-    assert tokenizer.size == len(vocab)
+    assert tokenizer.size == len(vocab) and tokenizer.tokens == vocab.tokens and tokenizer.eos_id == tokenizer.sep_id
     without = Vocab(tuple(token for token in vocab.tokens if token != "[MASK]"))
     with pytest.raises(DataError, match="MASK"):
         _ = WordPiece(without).mask_id

@@ -158,11 +158,22 @@ def test_rope_as_transformers_4_wrote_it():
     assert plain.position == {"name": "rotary", "layout": "half", "theta": 1e6}
 
 
+def test_null_is_no_window_and_as_many_keys_as_queries():
+    """Mistral 0.2 and later; a field that is missing has transformers' default."""
+    family = FAMILIES["mistral"]
+    assert read_config({}, family).mask == {"name": "causal", "window": 4095}
+    assert read_config({"sliding_window": None}, family).mask == "causal"
+    assert read_config({}, family).keys == 8 and read_config({"num_key_value_heads": None}, family).keys == 32
+    written = export_config(read_config({"sliding_window": None}, family), family)
+    assert written is not None and written["sliding_window"] is None
+
+
 @pytest.mark.parametrize(("name", "values", "said"), [
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type of rope_parameters is 'dynamic'"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "'mscale'"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor is '2'"),
     ("llama", {"rope_parameters": [1]}, r"rope_parameters is \[1\]"),
+    ("llama", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor'"),
     ("llama", {"rope_theta": "big"}, "rope_theta is 'big'"), ("llama", {"attention_bias": 1}, "attention_bias is 1"),
     ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
     ("qwen3", {"num_hidden_layers": 2, "layer_types": ["full_attention"]}, "layer_types is"),

@@ -15,14 +15,14 @@ __all__ = ["TransformerStepper"]
 
 class TransformerStepper:
     """contracts.Stepper over `model`, which has a head "lm" or "mlm" and a mask that doesn't look ahead; one with an encoder reads an
-    encoder_batch, too. Generated tokens are of segment `segment`: by default 1 with a UniLM mask, else 0. `room`: keys a prompt that the
-    cache holds before it grows. No gradients; no dropout while a call runs: the training mode is put back after it. One search at a time:
-    `start` forgets the last one.
+    encoder_batch, too; with `start_id`, the token that its decoding begins with, the prompts are what the encoder reads. Generated tokens
+    are of segment `segment`: by default 1 with a UniLM mask, else 0. `room`: keys a prompt that the cache holds before it grows. No
+    gradients; no dropout while a call runs: the training mode is put back after it. One search at a time: `start` forgets the last one.
 
     Errors: ConfigError for a model that can't decode; DataError for prompts that can't be read and for rows that reach the last position.
     """
 
-    def __init__(self, model: Transformer, *, segment: int | None = None, room: int | None = None) -> None:
+    def __init__(self, model: Transformer, *, segment: int | None = None, room: int | None = None, start_id: int | None = None) -> None:
         if not {"lm", "mlm"} & set(model.heads):
             raise ConfigError("The model has no head that scores tokens.", fix='Load it with heads=("lm",) or heads=("mlm",).')
         segment = int(model.mask.clock == "unilm") if segment is None else segment
@@ -30,7 +30,10 @@ class TransformerStepper:
             raise ConfigError(f"segment is {segment!r}.", fix="Give a whole number from 0.")
         if model.config.segments > 1 and segment >= model.config.segments:
             raise ConfigError(f"segment is {segment}, but the model has {model.config.segments}.", fix="Give one that it has.")
+        if start_id is not None and model.encoder is None:
+            raise ConfigError("start_id is given, but the model reads no encoder.", fix="Leave it out.")
         self.model = model
+        self.start_id = start_id
         self.segment = segment
         self.room = room
         self.cache: Cache = model.new_cache()                     # ConfigError here, not at the first prompt, where it can't be
@@ -39,6 +42,8 @@ class TransformerStepper:
     def start(self, batch: Batch, encoder_batch: Batch | None = None) -> Tensor:
         """Read a padded batch of p prompts -> logits [p v] after each one's last token. encoder_batch: what the encoder reads, p rows."""
         _check_prompts(batch, "prompt")
+        if self.start_id is not None and encoder_batch is None:
+            batch, encoder_batch = Batch.padded(torch.full_like(batch.first, self.start_id)[:, None]), batch
         if self.model.encoder is not None:
             if encoder_batch is None:
                 raise DataError("The decoder reads an encoder, but encoder_batch is missing.", fix="Give it to start.")

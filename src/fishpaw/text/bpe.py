@@ -101,6 +101,11 @@ class ByteLevel:
         """GPT-2 has no padding token: the end token fills up, and is never attended to."""
         return self.eos_id
 
+    @property
+    def mask_id(self) -> int:
+        """Raises DataError: GPT-2 has no mask."""
+        raise DataError("A byte-level tokenizer has no [MASK].", fix="Use a BERT or RoFormer.")
+
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.index, self.merges, self.eos, self.prefix_space, self.added)
 

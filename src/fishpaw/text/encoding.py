@@ -38,12 +38,21 @@ class Pieces(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What tasks and the loader ask of a tokenizer."""
+    """What tasks and the loader ask of a tokenizer. tokens: by id, as the vocabulary spells them; eos_id: what ends a text; mask_id:
+    DataError where there is no mask."""
 
+    @property
+    def tokens(self) -> tuple[str, ...]: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
     @property
     def size(self) -> int: ...
     @property
     def pad_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
     def encode(self, text: str, pair: str | None = None, *, max_length: int | None = None, truncate: Side = "right",
                special: bool = True) -> Encoding: ...
     def encode_batch(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None,
@@ -53,19 +62,20 @@ class Tokenizer(Protocol):
 
 
 def assemble(first: Pieces, second: Pieces | None, *, max_length: int | None, truncate: Side,
-             start: tuple[int, str] | None = None, end: tuple[int, str] | None = None) -> Encoding:
-    """[start] first [end], or [start] first [end] second [end], cut to `max_length` tokens with the added ones counted.
+             start: tuple[int, str] | None = None, end: tuple[int, str] | None = None, middle: tuple[int, str] | None = None) -> Encoding:
+    """[start] first [end], or [start] first [end] [middle] second [end], cut to `max_length` tokens with the added ones counted.
 
     `truncate` names the side that is cut off, of both texts. Raises ConfigError when not even the added tokens fit.
     """
-    left = room(max_length, (start is not None) + (end is not None) * (1 if second is None else 2), truncate)
+    left = room(max_length, (start is not None) + (end is not None) * (1 if second is None else 2)
+                + (second is not None and middle is not None), truncate)
     if left is not None:
         lengths = share(len(first.ids), 0 if second is None else len(second.ids), left)
         first = _cut(first, lengths[0], truncate)
         second = None if second is None else _cut(second, lengths[1], truncate)
     ids, segments, tokens, offsets = [], [], [], []             # type: list[int], list[int], list[str], list[tuple[int, int]]
     for segment, part in enumerate((first,) if second is None else (first, second)):
-        before, after = start if segment == 0 else None, end
+        before, after = start if segment == 0 else middle, end
         for id, token in () if before is None else (before,):
             ids.append(id)
             tokens.append(token)

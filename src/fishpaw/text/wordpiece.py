@@ -134,6 +134,11 @@ class WordPiece:
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens by id."""
+        return self.vocab.tokens
+
+    @property
     def size(self) -> int:
         """Number of ids."""
         return len(self.vocab)
@@ -153,6 +158,11 @@ class WordPiece:
     @property
     def sep_id(self) -> int:
         return self.vocab.id("[SEP]")
+
+    @property
+    def eos_id(self) -> int:
+        """[SEP], which ends a text."""
+        return self.sep_id
 
     @property
     def mask_id(self) -> int:

@@ -314,6 +314,7 @@ LLAMA = Family(
 MISTRAL = replace(
     LLAMA,
     name="mistral",
+    nullable=("sliding_window", "num_key_value_heads"),
     config={
         **LLAMA.config,
         "intermediate_size": ("intermediate_size", 14336),
@@ -328,6 +329,7 @@ MISTRAL = replace(
 QWEN2 = replace(
     LLAMA,
     name="qwen2",
+    nullable=("sliding_window", "num_key_value_heads"),
     config={
         **{field: ours for field, ours in LLAMA.config.items() if field != "head_dim"},
         "vocab_size": ("vocab_size", 151936),

@@ -43,10 +43,11 @@ class Family:
     model_type, or without one, whether a config.json is this family's; None where it doesn't say.
 
     config: their field -> (ours, their default, None: ours); ours may be an option, "norm.eps", or of the encoder, "encoder.layers".
-    fixed: what the family always is. only: their fields that we serve in these values alone, the first being the default. activations:
-    theirs -> ours. read: their fields -> ours (also dotted), where a table can't say it, over what the table says; write: our
-    configuration -> their fields, over what the table says. decoder: their field that makes the mask causal. encoder: in an
-    encoder-decoder, what the encoder has otherwise than the decoder; all else is the same, but for heads.
+    fixed: what the family always is. only: their fields that we serve in these values alone, the first being the default. nullable:
+    their fields whose null says something else than the default. activations: theirs -> ours. read: their fields -> ours (also dotted),
+    where a table can't say it, over what the table says; write: our configuration -> their fields, over what the table says. decoder:
+    their field that makes the mask causal. encoder: in an encoder-decoder, what the encoder has otherwise than the decoder; all else is
+    the same, but for heads.
 
     prefix: of the backbone's tensors, which a backbone alone is saved without. weights: ours -> theirs. ignored: their tensors that
     hold nothing learned, as patterns. sines: their tensor of fixed sines, which nobody needs and they miss. untied: their tensor that,
@@ -67,6 +68,7 @@ class Family:
     heads: tuple[Head, ...]
     classes: tuple[tuple[frozenset[str], str], ...]
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    nullable: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     activations: Mapping[str, str] = field(default_factory=lambda: ACTIVATIONS)
     model_types: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ _ROPE: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "attention_factor": "temperature",
     }),
 }  # fmt: skip
-_OF_LENGTH = "original_max_position_embeddings"
+_OF_LENGTH, _SHARE = "original_max_position_embeddings", "partial_rotary_factor"
 
 
 def read_rope(values: Values, *, theta: float, positions: int, at: str = "rope_parameters") -> Values:
@@ -39,6 +39,8 @@ def read_rope(values: Values, *, theta: float, positions: int, at: str = "rope_p
     if not isinstance(kind, str) or kind not in _ROPE:
         raise ConfigError(f"The rope_type of {at} is {kind!r}, which fishpaw can't build.", fix=f"Served: {', '.join(_ROPE)}.")
     ours, options = _ROPE[kind]
+    if values.get(_SHARE, 1) != 1:
+        given.setdefault(_SHARE, values[_SHARE])
     if _OF_LENGTH in options:
         given.setdefault(_OF_LENGTH, values.get(_OF_LENGTH, positions))
     spec = {"name": ours, "layout": "half", "theta": number(given, "rope_theta", theta)}

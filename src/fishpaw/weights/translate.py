@@ -101,7 +101,7 @@ def _types() -> list[str]:
 def read_config(values: Mapping[str, Any], family: Family) -> ModelConfig:
     """Their config.json as ours. Fields that it lacks, or that are null, have transformers' defaults; a value that we can't serve is a
     ConfigError that names the field."""
-    given = {field: value for field, value in values.items() if value is not None}
+    given = {field: value for field, value in values.items() if value is not None or field in family.nullable}
     for field, served in family.only.items():
         if given.get(field, served[0]) not in served:
             raise ConfigError(f"{field} is {given[field]!r}, which fishpaw can't build.", fix=f"Served: {served[0]!r}.")

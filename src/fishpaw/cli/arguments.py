@@ -1,0 +1,118 @@
+"""What several verbs are given, and what it stands for: a device, a folder to write, labelled examples, texts of a file or a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fishpaw.errors import ConfigError, DataError
+from fishpaw.terminal import decoded, tell
+
+if TYPE_CHECKING:
+    import torch
+
+    from fishpaw.data.labelled import LabelledText
+
+__all__ = ["Data", "Device", "Json", "Limit", "Lines", "Model", "Rows", "Seed", "check_out", "device_of", "labelled", "located",
+           "source_of", "texts_of", "with_parts"]
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a file, a TensorFlow checkpoint or a hub id (owner/name@revision).")]
+Data = Annotated[str, typer.Option("--data", "-d", help="A .tsv, .csv, .jsonl or .txt file, also .gz; - reads standard input.")]
+Lines = Annotated[str | None, typer.Option("--data", "-d", help="A .txt, .tsv, .csv or .jsonl file, also .gz; default -: standard input.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a CUDA device if there is one, else cpu.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read this many examples at most.")]
+Rows = Annotated[int, typer.Option(min=1, help="A batch holds so many times max_length tokens, of texts without padding.")]
+
+
+def check_out(out: Path) -> None:
+    """Before minutes of reading: whether a folder can be made there. Nothing is made yet."""
+    there = next((part for part in (out, *out.absolute().parents) if os.path.lexists(part)), Path("/"))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "can't be written" if there.is_dir() else "is a file, not a folder"
+        raise ConfigError(f"--out {out}: {there} {what}.", fix="Choose a folder that you may write to.")
+
+
+def device_of(name: str) -> torch.device:
+    """The device of --device. ConfigError for one that is none, or not on this machine."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name} is no device.", fix="Give cpu, cuda, cuda:1, mps or auto.") from None
+    there = {"cpu": not device.index, "cuda": torch.cuda.device_count() > (device.index or 0), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        raise ConfigError(f"--device {name} is not on this machine.", fix="Give cpu or auto; `fishpaw doctor` tells what there is.")
+    return device
+
+
+def labelled(path: str, *, limit: int | None = None, skip_bad: int = 0, multi_label: bool = False) -> list[LabelledText]:
+    """The examples of a file or of standard input, at least one."""
+    from fishpaw.data.labelled import read_labelled
+
+    _await_stdin(path)
+    if not (examples := list(islice(read_labelled(path, skip_bad=skip_bad), limit))):
+        raise DataError(f"{'standard input' if path == '-' else path}: no example.", fix="Write text<TAB>label on each line.")
+    return [with_parts(one) for one in examples] if multi_label else examples
+
+
+def with_parts(example: LabelledText) -> LabelledText:
+    """On the command line commas part labels, in the data, too: "a,b" are two."""
+    parts = (part.strip() for label in example.labels for part in label.split(","))
+    return replace(example, labels=tuple(dict.fromkeys(filter(None, parts))))
+
+
+def source_of(text: str | None, data: str | None) -> str:
+    """Where texts come from, "" for the one on the command line, "-" for standard input; who has to type them is told so."""
+    if text is not None and data is not None:
+        raise ConfigError("A text and --data are given.", fix="Leave one out.")
+    if text is None:
+        _await_stdin(data or "-")
+    return data or ("-" if text is None else "")
+
+
+def texts_of(text: str | None, source: str, limit: int | None) -> Iterator[LabelledText]:
+    """The text given, or those of a file: of txt and standard input each line whole, of tables and jsonl the texts."""
+    from fishpaw.data.labelled import LabelledText, format_of, read_texts
+    from fishpaw.data.records import read_lines
+
+    if text is not None:
+        yield LabelledText(decoded(text))
+    elif source == "-" or format_of(source) == "txt":
+        for line in islice(read_lines(source), limit):
+            yield LabelledText(line.text, file=line.file, line=line.line)
+    else:
+        for one in islice(read_texts(source), limit):
+            if one.pair is not None:
+                raise DataError(f"{one.file}, line {one.line}: a pair of texts, where one is wanted.", fix="Leave the second column out.")
+            yield one
+
+
+@contextmanager
+def located(line: LabelledText) -> Iterator[None]:
+    """Errors of a text that stood in a file say where."""
+    try:
+        yield
+    except DataError as error:
+        if not line.file:
+            raise
+        raise DataError(f"{line.file}, line {line.line}: {error.what}", fix=error.fix) from None
+
+
+def _await_stdin(path: str) -> None:
+    if path == "-" and sys.stdin is None:
+        raise DataError("There is no standard input.", fix="Give a file: --data FILE.")
+    if path == "-" and sys.stdin.isatty():
+        tell(f"fishpaw: reading standard input, a text a line; end it with {'Ctrl-Z and Enter' if os.name == 'nt' else 'Ctrl-D'}")

@@ -1,0 +1,151 @@
+"""The verbs of the task classify: train, evaluate, predict."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fishpaw.cli.arguments import Data, Device, Json, Limit, Lines, Model, Rows, Seed, check_out, device_of, labelled, source_of, with_parts
+from fishpaw.errors import ConfigError, DataError
+from fishpaw.terminal import beside_a_bar, decoded, leave, tell, write, write_figures, write_json
+
+if TYPE_CHECKING:
+    from fishpaw.data.labelled import LabelledText
+    from fishpaw.tasks.classify import Classify, Prediction
+
+__all__ = ["evaluate_classify", "predict_classify", "train_classify"]
+
+
+def train_classify(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")],
+    dev: Annotated[str | None, typer.Option(help="Examples to choose the best weights by.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from; default: a small RoFormer from nothing.")] = None,
+    labels: Annotated[str | None, typer.Option(help="The labels, by commas; default: those in the data, sorted.")] = None,
+    multi_label: Annotated[bool, typer.Option("--multi-label", help="Any number of labels may hold at once: jsonl with "
+                                              '"labels": ["a", "b"] (or []), or a,b in the label\'s column.')] = False,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows a batch.")] = 32,
+    accumulate: Annotated[int, typer.Option(help="Batches an update.")] = 1,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")] = None,
+    warmup: Annotated[float, typer.Option(help="Share of the steps that lead up to it.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01,
+    max_length: Annotated[int, typer.Option(help="Tokens a text; longer ones are cut on the right.")] = 128,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations; default: an epoch.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after that many evaluations without a new best.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT holds a run that could go on.")] = False,
+    skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier on text<TAB>label (or a<TAB>b<TAB>label) lines. The same command again goes on where a stopped run was."""
+    from fishpaw.demo import curve
+    from fishpaw.tasks.classify import Classify
+    from fishpaw.train.options import Options
+
+    if data == dev == "-":
+        raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
+    options = Options(
+        epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
+        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 1e-3,
+        precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
+        evaluate_every=evaluate_every, patience=patience, seed=seed,
+    )  # fmt: skip
+    place = device_of(device)
+    check_out(out)
+    examples = labelled(data, limit=limit, skip_bad=skip_bad, multi_label=multi_label)
+    held_out = labelled(dev, skip_bad=skip_bad, multi_label=multi_label) if dev else None
+    names = [label.strip() for label in labels.split(",")] if labels else sorted({label for one in examples for label in one.labels})
+    if not labels and len(examples) >= 20 and 2 * len(names) > len(examples):
+        what = f"{data}: {len(names)} labels for {len(examples)} examples: is the label column the last one?"
+        raise DataError(what, fix="Name the columns in the first row (text, label), or give --labels if they are right.")
+    if model is None:
+        texts = [text for one in examples for text in (one.text, one.pair) if text]
+        task = Classify.new(texts, names, multi_label=multi_label, max_length=max_length, seed=seed)
+    else:
+        task = Classify.load(model, labels=names, multi_label=multi_label, max_length=max_length, seed=seed)
+    task.model.to(place)
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    tell(f"fishpaw: {len(examples)} examples, {len(names)} labels ({shown}), on {place}; log: {out / 'log.jsonl'}")
+    say = beside_a_bar(tell)
+    stopped_at: list[int] = []
+
+    def report(record: dict[str, Any]) -> None:
+        if record["event"] == "stop":
+            stopped_at.append(record["step"])
+        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else curve(record):
+            say(line)
+
+    try:
+        result = task.fit(examples, held_out, options=options, out=out, resume=not restart, report=report)
+    except KeyboardInterrupt:
+        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
+        leave(130)
+    if result.resumed_from == result.step:
+        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
+    figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
+               "seconds": result.seconds, "model": str(out / "model")}
+    write_figures(figures, as_json)
+
+
+def evaluate_classify(
+    model: Model, data: Data, batch_size: Rows = 64, device: Device = "auto", limit: Limit = None, as_json: Json = False,
+) -> None:
+    """Accuracy, F1 and loss on labelled examples, beside what the most frequent label scores."""
+    examples = labelled(data, limit=limit)
+    task = _classifier(model, device)
+    if task.multi_label:
+        examples = [with_parts(one) for one in examples]
+    write_figures(task.evaluate(examples, batch_size=batch_size), as_json)
+
+
+def predict_classify(
+    model: Model,
+    text: Annotated[str | None, typer.Argument(help="A text; default: the lines of --data.")] = None,
+    data: Lines = None,
+    batch_size: Rows = 64,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Label each line (text, or a<TAB>b): label, probability and text by tabs, in their order."""
+    from fishpaw.data.labelled import LabelledText, read_texts
+    from fishpaw.tasks.classify import pairs_of
+    from fishpaw.tasks.encode import bar
+
+    source = source_of(text, data)
+    task = _classifier(model, device)
+    examples = iter([LabelledText(decoded(text))]) if text is not None else islice(read_texts(source), limit)
+    size = 1 if source == "-" and sys.stdin.isatty() else 16 * batch_size          # who types wants to see each answer
+    with bar(examples, False if sys.stdout is None or sys.stdout.isatty() else None) as done:
+        while chunk := list(islice(examples, size)):
+            found = task.stream([one.text for one in chunk], pairs_of(chunk), batch_size=batch_size)
+            for one, prediction in zip(chunk, found, strict=True):
+                _write_prediction(one, prediction, as_json)
+            done(len(chunk))
+
+
+def _classifier(model: str, device: str) -> Classify:
+    from fishpaw.tasks.classify import Classify
+
+    place = device_of(device)
+    task = Classify.load(model)
+    task.model.to(place)
+    return task
+
+
+def _write_prediction(example: LabelledText, prediction: Prediction, as_json: bool) -> None:
+    if as_json:
+        write_json({"text": example.text, "pair": example.pair, "labels": prediction.labels, "probabilities": prediction.probabilities})
+        return
+    shares = ",".join(f"{prediction.probabilities[label]:.4f}" for label in prediction.labels)
+    texts = example.text if example.pair is None else f"{example.text}\t{example.pair}"
+    write(f"{','.join(prediction.labels)}\t{shares}\t{texts}")

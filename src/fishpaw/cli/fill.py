@@ -1,0 +1,43 @@
+"""The verb fill: candidates at each [MASK]."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fishpaw.cli.arguments import Device, Json, Limit, Lines, Model, device_of, located, source_of, texts_of
+from fishpaw.terminal import write, write_json
+
+__all__ = ["fill"]
+
+
+def fill(
+    model: Model,
+    text: Annotated[str | None, typer.Argument(help="A text with [MASK] in it; default: the lines of --data.")] = None,
+    data: Lines = None,
+    top: Annotated[int, typer.Option(min=1, help="Candidates a blank.")] = 5,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a masked language model expects at each [MASK]: where it stands, in characters, and the likeliest tokens.
+
+    With --data the number of the line comes first.
+    """
+    from fishpaw.tasks.fill import fill as guess
+    from fishpaw.weights.load import load
+
+    source = source_of(text, data)
+    filler, tokenizer = load(model)
+    filler.to(device_of(device))
+    for line in texts_of(text, source, limit):
+        with located(line):
+            blanks = guess(filler, tokenizer, line.text, top=top)
+        for blank in blanks:
+            if as_json:
+                candidates = [{"token": token, "probability": share} for token, share in blank.candidates]
+                write_json({"text": line.text, "start": blank.start, "candidates": candidates})
+            else:
+                named = [f"{token} {share:.3f}" for token, share in blank.candidates]
+                write("\t".join([*([str(line.line)] if line.file else []), str(blank.start), *named]))

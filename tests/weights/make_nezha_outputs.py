@@ -1,4 +1,4 @@
-"""Write the NEZHA models that test_naive_encoders.py reads, and what transformers 4.40.2, the last release with the family, makes of them.
+"""Write the NEZHA models that test_bert_layout.py reads, and what transformers 4.40.2, the last release with the family, makes of them.
 
 Needs that release, in an environment of its own; the tests and the library do not:
     python3 -m venv /tmp/old && /tmp/old/bin/pip install torch numpy transformers==4.40.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def write(folder: Path, values: dict[str, Any], tensors: dict[str, Tensor]) -> P
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
     write_safetensors(tensors, folder / "model.safetensors")
     return folder
+
+
+def same(one: Transformer, other: Transformer) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fishpaw.errors import CheckpointError
 from fishpaw.model.transformer import Transformer
+from fishpaw.weights.decoders import GPT2
 from fishpaw.weights.formats import find_weights, read_folder, read_tensors
 from fishpaw.weights.load import inspect, load_model
 from fishpaw.weights.megatron import merge_ranks, to_gpt2
-from fishpaw.weights.decoders import GPT2
 from fishpaw.weights.translate import read_config
 
 VOCABULARY, POSITIONS, HEADS, WIDTH, LAYERS = 28, 11, 4, 3, 2

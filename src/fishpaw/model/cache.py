@@ -18,7 +18,8 @@ class Cache:
     """p prompts, r live rows in up to `lanes` lanes a prompt, k stored keys a prompt.
 
     keys: facts of the stored keys [p k], shared by the layers; memories: (self, cross) a layer; owner [r]: the prompt of each row; line
-    bool [p lanes k], None while nothing is hidden from any row; condition [p c] of conditional norms; last: order, position and time of each row's latest token, [r 1] each.
+    bool [p lanes k], None while nothing is hidden from any row; condition [p c] of conditional norms; last: order, position and time of
+    each row's latest token, [r 1] each.
     """
 
     def __init__(self, memories: Sequence[tuple[Memory, Memory | None]], mask: Mask) -> None:

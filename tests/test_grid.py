@@ -1,7 +1,8 @@
 """The grid: every attention x position x mask x norm x residual; a cell is built and lawful, or refused by a message that names both.
 
-Default: a cover of every pair of values that can stand together, and every pair that can't. Slow: every cell there is. A part that is added
-as a file is in the grid by its file; its options here, in OPTIONS, only make its reach small enough for texts of a dozen tokens.
+Default: a cover of every pair of values that can stand together, and every pair that can't; the shapes of heads and the gated attention
+unit are a sixth axis of it. Slow: every cell there is. A part that is added as a file is in the grid by its file; its options here, in
+OPTIONS, only make its reach small enough for texts of a dozen tokens.
 
 fp64, tolerance 1e-9 of the largest logit: only the order of sums differs.
 """
@@ -40,6 +41,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "rotary": [{}, {"layout": "half", "share": 0.5, "log_n": 5}],
     "rotary_yarn": [{"factor": 4.0, "original_length": 8}],
     "rotary_llama3": [{"factor": 4.0, "original_length": 8, "theta": 100.0}],
+    "conditional": [{"condition": 3}],
 }
 
 
@@ -47,34 +49,41 @@ def specs(room: str) -> list[dict[str, Any]]:
     return [{"name": name, **options} for name in switch.names(room) for options in OPTIONS.get(name, [{}])]
 
 
-ATTENTION = [{"attention": spec} for spec in specs("attention")] + [{"attention": "softmax", "block": "gau", "attention_heads": 1}]
+ATTENTION = [{"attention": spec} for spec in specs("attention")]
 MASK = [{"mask": {"name": clock, **rule}} for clock in switch.names("masks") for rule in ({}, {"window": 3}, {"exclude_self": True})]
 AXES: list[list[dict[str, Any]]] = [
     ATTENTION,
     [{"position": spec} for spec in specs("positions")],
     [*MASK, {"mask": {"name": "full", "exclude_self": True}, "stream": "positions"}],               # the last: T-TA
-    [{"norm": norm, "norm_at": at} for norm in ("layer", "rms") for at in ("post", "pre", "mixed")],
+    [{"norm": norm, "norm_at": at} for norm, at in itertools.product(specs("norms"), ("post", "pre", "mixed")) if norm["name"] != "none"],
     [{"residual_scores": False}, {"residual_scores": True}],
+    [{}, {"key_value_heads": 1}, {"qk_norm": True}, {"block": "gau", "attention_heads": 1}],
 ]
+NAMED = 5
+"""Axes of the full product; the sixth is in the cover alone."""
 LINEAR = ("efficient", "linear", "performer")
 NEEDS_SCORES = {"bias", "score", "mix"}
 Cell = tuple[int, ...]
 
 
 def changes(cell: Cell) -> dict[str, Any]:
-    return {key: value for axis, value in zip(AXES, cell, strict=True) for key, value in axis[value].items()}
+    return {key: value for axis, value in zip(AXES, cell, strict=False) for key, value in axis[value].items()}
 
 
 def made(options: dict[str, Any], *, std: float = 0.6, dtype: torch.dtype = torch.float64) -> Transformer:
-    torch.manual_seed(0)
+    torch.manual_seed(0)                                             # conditional norms start blind to their condition
     shape = {"vocab_size": SIZE, "hidden_size": 14, "layers": 2, "attention_heads": 3, "head_size": 4, "intermediate_size": 15,
              "init_std": std, "max_positions": 7 if "hierarchical" in str(options["position"]) else 37, "dropout": 0.0,
              "attention_dropout": 0.0, "heads": ("lm",), "segments": 2}
-    return Transformer(ModelConfig(**{**shape, **options})).to(dtype).eval().requires_grad_(False)
+    model = Transformer(ModelConfig(**{**shape, **options})).to(dtype).eval().requires_grad_(False)
+    for name, value in model.named_parameters():
+        if name.endswith(("scale.weight", "shift.weight")):
+            torch.nn.init.normal_(value, std=0.3)
+    return model
 
 
 def why_not(options: dict[str, Any]) -> str | None:
-    """What the attention is known to refuse, as the issue of the mathematics: the switch that it can't stand beside, or None."""
+    """The switch that the attention can't stand beside, for a reason of mathematics, or None."""
     name, mask = options["attention"]["name"] if isinstance(options["attention"], dict) else options["attention"], options["mask"]
     if name not in LINEAR:
         return None
@@ -95,13 +104,27 @@ def texts(lengths: tuple[int, ...] = LENGTHS) -> tuple[list[torch.Tensor], list[
     return ids, [(torch.arange(length) >= (length + 1) // 2).long() for length in lengths]
 
 
-def laid(ids: list[torch.Tensor], segments: list[torch.Tensor], *, left: bool) -> Batch:
+def told(model: Transformer, rows: int, first: int = 0) -> torch.Tensor | None:
+    """A condition for each row, where the norms of the model read one."""
+    if not model.conditional:
+        return None
+    every = torch.randn(9, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return every[first : first + rows].to(model.table.dtype)
+
+
+def laid(ids: list[torch.Tensor], segments: list[torch.Tensor], condition: torch.Tensor | None, *, left: bool) -> Batch:
     width = max(map(len, ids))
     cells, kinds, keep = (torch.zeros(len(ids), width, dtype=torch.long) for _ in range(3))
     for row, (one, kind) in enumerate(zip(ids, segments, strict=True)):
         place = slice(width - len(one), width) if left else slice(0, len(one))
         cells[row, place], kinds[row, place], keep[row, place] = one, kind, 1
-    return Batch.padded(cells, keep=keep.bool(), segments=kinds)
+    return Batch.padded(cells, keep=keep.bool(), segments=kinds, condition=condition)
+
+
+def read(model: Transformer, one: torch.Tensor, kind: torch.Tensor, row: int) -> torch.Tensor:
+    """The logits of one text, alone, [t v]; `row` chooses its condition."""
+    logits: torch.Tensor = model(one[None], segments=kind[None], condition=told(model, 1, row)).logits[0]
+    return logits
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-9) -> None:
@@ -113,11 +136,12 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-9) 
 def same_however_laid(model: Transformer) -> None:
     """One by one = padded right = padded left = packed."""
     ids, segments = texts()
-    expected = torch.cat([model(one[None], segments=kind[None]).logits[0] for one, kind in zip(ids, segments, strict=True)])
+    expected = torch.cat([read(model, one, kind, row) for row, (one, kind) in enumerate(zip(ids, segments, strict=True))])
+    condition = told(model, len(ids))
     for left in (False, True):
-        batch = laid(ids, segments, left=left)
+        batch = laid(ids, segments, condition, left=left)
         close(torch.cat(batch.unpack(model(batch).logits.flatten(0, 1))), expected)
-    packed = Batch.packed(ids, segments=segments)
+    packed = Batch.packed(ids, segments=segments, condition=condition)
     close(torch.cat(packed.unpack(model(packed).logits)), expected)
 
 
@@ -127,21 +151,21 @@ def same_cached(model: Transformer) -> None:
         return
     ids, segments = texts((5, 2))
     generated = int(model.mask.clock == "unilm")
-    rows = [(ids[0], segments[0]), (ids[1], segments[1])]
+    rows = [(ids[0], segments[0], 0), (ids[1], segments[1], 1)]
     stepper = TransformerStepper(model)
 
     def whole(new: int) -> torch.Tensor:
-        return torch.stack([model(one[None], segments=kind[None]).logits[0, -new:] for one, kind in rows])
+        return torch.stack([read(model, *row)[-new:] for row in rows])
 
-    close(stepper.start(laid(ids, segments, left=False)), whole(1)[:, 0])
+    close(stepper.start(laid(ids, segments, told(model, 2), left=False)), whole(1)[:, 0])
     stepper.select(torch.tensor([0, 0, 1]))
     rows = [rows[0], rows[0], rows[1]]
     for turn, tokens in enumerate(torch.arange(31, 43).split((3, 6, 3))):
         tokens = tokens.view(3, -1)
         new = tokens.shape[1]
         found = stepper.step(tokens[:, 0] if new == 1 else tokens)
-        rows = [(torch.cat((one, more)), torch.cat((kind, torch.full_like(more, generated))))
-                for (one, kind), more in zip(rows, tokens, strict=True)]
+        rows = [(torch.cat((one, more)), torch.cat((kind, torch.full_like(more, generated))), row)
+                for (one, kind, row), more in zip(rows, tokens, strict=True)]
         close(found[:, None] if new == 1 else found, whole(new))
         if turn == 0:
             stepper.select(torch.tensor([1, 0, 2]))
@@ -152,7 +176,7 @@ def blind_to_what_is_hidden(model: Transformer) -> None:
     """The gradient of a logit by a vector that its mask hides is 0, and all gradients are finite, those of a lone token, too."""
     ids, segments = torch.arange(9)[None], (torch.arange(9) >= 4).long()[None]
     vectors = model.table[ids[0]].clone().requires_grad_()
-    logits = model(ids, segments=segments, embedded=vectors).logits[0]
+    logits = model(ids, segments=segments, embedded=vectors, condition=told(model, 1)).logits[0]
     mask, stream = model.mask, model.config.stream == "positions"
     time = mask.times(torch.arange(9)[None], segments)[0]
     for place in (2, 6):
@@ -162,7 +186,7 @@ def blind_to_what_is_hidden(model: Transformer) -> None:
     model.requires_grad_()
     for own in model.buffers():
         own.requires_grad_(False)
-    batch = laid(*texts((5, 1)), left=True)
+    batch = laid(*texts((5, 1)), told(model, 2), left=True)
     model(batch).logits[batch.rows[0].keep].square().mean().backward()
     assert all(bool(torch.isfinite(one.grad).all()) for one in model.parameters() if one.grad is not None), "a gradient is not finite"
     model.zero_grad()
@@ -173,9 +197,13 @@ def near_in_half_the_digits(options: dict[str, Any]) -> None:
     """bf16 = fp64 to two digits, at weights small enough for layers not to amplify its rounding. Top-k scores may swap places."""
     exact, half = made(options, std=0.15), made(options, std=0.15, dtype=torch.bfloat16)
     half.load_state_dict(exact.state_dict())
-    batch = laid(*texts(), left=False)
-    keep = batch.rows[0].keep
-    expected, found = (model(batch).hidden[keep].double() for model in (exact, half))
+    near(exact, half)
+
+
+def near(exact: Transformer, half: Transformer) -> None:
+    batches = [laid(*texts(), told(model, len(LENGTHS)), left=False) for model in (exact, half)]
+    keep = batches[0].rows[0].keep
+    expected, found = (model(batch).hidden[keep].double() for model, batch in zip((exact, half), batches, strict=True))
     assert bool(torch.isfinite(found).all())
     cosine = torch.nn.functional.cosine_similarity(expected, found, dim=-1).mean()
     assert float(cosine) > 0.98, f"{float(cosine):.3f}"
@@ -187,9 +215,9 @@ def check(options: dict[str, Any]) -> None:
     if refused is not None or unable(options):
         with pytest.raises(ConfigError) as caught:
             made(options)
-        if refused is not None:
-            attention = switch.spec_name(options["attention"])
-            assert repr(attention) in str(caught.value) and refused in str(caught.value) and "Use" in str(caught.value)
+        reasons = [names for names in ((switch.spec_name(options["attention"]), refused), unable(options)) if all(names)]
+        said = [all(str(name) in str(caught.value) for name in names) for names in reasons if names]
+        assert any(said) and caught.value.fix, caught.value          # of two that hold, either may be told
         return
     model = made(options)
     same_however_laid(model)
@@ -199,9 +227,15 @@ def check(options: dict[str, Any]) -> None:
     near_in_half_the_digits(options)
 
 
-def unable(options: dict[str, Any]) -> bool:
-    """What a gated attention unit can't have: norms around a feed-forward, for it has none; NEZHA's mix, as wide as its narrower keys."""
-    return options.get("block") == "gau" and (options["norm_at"] == "mixed" or switch.spec_name(options["position"]) == "nezha")
+def unable(options: dict[str, Any]) -> tuple[str, ...]:
+    """The two switches, by name, that can't stand together whatever the attention. A gated attention unit has no feed-forward to put mixed
+    norms around, and its values are wider than what NEZHA mixes in; the norms of queries and keys see no condition."""
+    gated, position = options.get("block") == "gau", switch.spec_name(options["position"])
+    if gated and options["norm_at"] == "mixed":
+        return "gated attention unit", "mixed"
+    if gated and position == "nezha":
+        return "nezha", "wider"
+    return ("qk_norm", "conditional") if options.get("qk_norm") and "conditional" in str(options["norm"]) else ()
 
 
 # The cells.
@@ -241,11 +275,11 @@ def label(cell: Cell) -> str:
         return [str(one) for one in value.values()] if isinstance(value, dict) else [str(value)]
 
     return "-".join("+".join(word for value in axis[number].values() for word in words(value))
-                    for axis, number in zip(AXES, cell, strict=True))
+                    for axis, number in zip(AXES, cell, strict=False))
 
 
 COVER = cover(AXES, can_be)
-EVERY = list(itertools.product(*(range(len(axis)) for axis in AXES)))
+EVERY = list(itertools.product(*(range(len(axis)) for axis in AXES[:NAMED])))
 
 
 @pytest.mark.parametrize("cell", COVER, ids=label)
@@ -264,6 +298,15 @@ def test_only_linear_kinds_refuse_and_only_what_needs_scores_windows_or_a_future
     refused = [changes(cell) for cell in EVERY if cell[3] == 0 and why_not(changes(cell)) is not None]
     assert refused and {switch.spec_name(one["attention"]) for one in refused} == set(LINEAR)
     assert len(COVER) < len(EVERY) / 20
+
+
+def test_what_no_attention_changes_is_refused_by_name() -> None:
+    shapes = [changes((0, position, 0, norm, 0, shape)) for position in range(len(AXES[1])) for norm in range(len(AXES[3]))
+              for shape in range(len(AXES[5]))]
+    refused = [options for options in shapes if unable(options)]
+    assert {unable(options) for options in refused} == {("gated attention unit", "mixed"), ("nezha", "wider"), ("qk_norm", "conditional")}
+    for options in refused:
+        check(options)
 
 
 @pytest.mark.slow
@@ -290,6 +333,15 @@ class Ahead(Position):
 
     def embed(self, x: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
         return x + x.mean(0)
+
+
+def test_half_the_digits_that_are_not_enough_are_found() -> None:
+    exact, half = made(PLAIN, std=0.15), made(PLAIN, std=0.15, dtype=torch.bfloat16)
+    half.load_state_dict(exact.state_dict())
+    near(exact, half)
+    half.layers[1].feed_forward_norm.weight[:2].neg_()               # two units of fourteen with a wrong sign
+    with pytest.raises(AssertionError, match=r"0\."):
+        near(exact, half)
 
 
 PLAIN = {"attention": "softmax", "position": "none", "mask": {"name": "causal"}, "norm": "layer", "norm_at": "post",

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = {
-    0: "contracts config switch errors files activations",
+    0: "contracts config switch errors checks files activations",
     1: "masks norms metrics hub text data positions attention losses optim",
     2: "model",
     3: "weights",

@@ -74,6 +74,9 @@ def test_a_batch_moves_whole():
         (lambda: Batch.padded(torch.ones(3)), "1 dimensions"),
         (lambda: Batch.padded(torch.ones(0, 3)), "ids is empty"),
         (lambda: Batch.padded(torch.ones(2, 3), keep=torch.ones(3, 2)), r"padding has shape \(3, 2\)"),
+        (lambda: Batch.padded(torch.ones(2, 3), keep=torch.zeros(2, 3)), "padding is torch.float32: give booleans"),
+        (lambda: Batch.padded([[1, 2]]), "ids is a list: give a tensor"),
+        (lambda: Batch.padded(torch.ones(1, 2), segments=[[0, 1]]), "segments is a list"),
     ],
 )
 def test_batches_that_can_not_be_are_refused(make, said):

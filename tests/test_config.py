@@ -189,3 +189,14 @@ def test_change_makes_a_valid_copy_and_leaves_the_original():
         config.change({"layers": 0})
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.layers = 5
+
+
+def test_a_part_of_ones_own_says_how_it_is_kept():
+    message = refused_json(position=lambda config: None)
+    assert "torch.save(model.state_dict(), FILE)" in message and "the folder fishpaw/positions" in message and "room" not in message
+
+
+def refused_json(**changes):
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(vocab_size=7, hidden_size=8, layers=1, attention_heads=2, intermediate_size=9, **changes).to_json()
+    return str(caught.value)

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fishpaw
+from fishpaw.config import ModelConfig
+from fishpaw.model.transformer import Transformer
+from fishpaw.text.learn import characters
+from fishpaw.text.wordpiece import WordPiece
+from fishpaw.weights.names import FAMILIES
+from fishpaw.weights.translate import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -114,3 +121,24 @@ def test_a_planted_fault_is_found(page, says):
     assert any(says in complaint for complaint in complaints(page))
     with pytest.raises(SyntaxError):
         list(complaints(["x = ("]))
+
+
+def test_changed_vocabularies_layers_and_positions_do_what_the_page_says(tmp_path, monkeypatch, capsys):
+    """The last two sections, run as they stand on a small model of twelve layers."""
+    vocab = characters(["今天气好鱼与熊掌的abc"], least=1)
+    sizes = {"layers": 12, "hidden_size": 8, "attention_heads": 2, "intermediate_size": 9}
+    model = Transformer(ModelConfig(vocab_size=len(vocab), heads=("mlm",), **sizes))
+    t5 = {"vocab_size": 7, "d_model": 8, "d_kv": 4, "num_heads": 2, "num_layers": 7, "d_ff": 9}
+    monkeypatch.setattr(fishpaw, "load_model", lambda name: Transformer(read_config(t5, FAMILIES["mt5"])))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"fp": fishpaw, "model": model, "tokenizer": WordPiece(vocab)}
+    for block in blocks(ROOT / "docs/en/python.md")[-2:]:
+        exec(block, names)
+    assert "['[CLS]', '今', '天', '天气', '好', '[SEP]']" in capsys.readouterr().out
+    other, words = fishpaw.load("other/")
+    assert words.encode("今天天气好，鱼与熊掌").tokens[1:-1] == ["今", "天", "天气", "好", "[UNK]", "鱼与熊掌"]
+    assert torch.equal(other.table[words.vocab.id("天气")], model.table[[vocab.id("天"), vocab.id("气")]].mean(0))
+    assert "天气" not in words.decode(words.encode("天气").ids) and "天气" in words.decode(words.encode("天气").ids, skip_special=False)
+    assert (names["far"].longest >= 2048, names["between"].longest) == (True, 1024)
+    assert (names["fewer"].config.layers, names["albert"].config.blocks, names["apart"].config.blocks) == (6, 1, 12)
+    assert names["quicker"].encoder.config.layers == 4 and names["quicker"].config.layers == 7

@@ -53,6 +53,13 @@ def test_an_unknown_option_is_answered_with_the_options(option):
     assert caught.value.fix == "Options: window=None, exclude_self=False."
 
 
+def test_an_option_that_is_missing_is_named_as_required():
+    with pytest.raises(ConfigError) as caught:
+        switch.build("model.heads", {"name": "classifier"}, None)
+    assert "'labels'" in caught.value.what
+    assert caught.value.fix == "Options: labels (required), multi_label=False, dropout=0.1."
+
+
 def test_options_objects_and_own_parts():
     assert switch.build("masks", {"name": "causal", "window": 3}, None) == Mask("causal", window=3)
     assert switch.build("masks", lambda config: ("mine", config), 7) == ("mine", 7)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fishpaw.checks import shown
 from fishpaw.errors import ConfigError
 from fishpaw.switch import nearest
 
@@ -87,7 +88,7 @@ def get(name: str | Activation) -> Activation:
         return name
     if isinstance(name, str) and name in NAMES | GATED:
         return (NAMES | GATED)[name]
-    raise ConfigError(f"There is no activation {name!r}.", fix=nearest(str(name).lower(), sorted(NAMES | GATED)))
+    raise ConfigError(f"There is no activation {shown(name)}.", fix=nearest(shown(name).strip("'").lower(), sorted(NAMES | GATED)))
 
 
 def is_gated(name: str | Activation) -> bool:

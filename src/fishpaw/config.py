@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+from fishpaw import checks
 from fishpaw.errors import ConfigError
 from fishpaw.switch import Spec, nearest, spec_name, spec_options
 
@@ -20,6 +21,11 @@ MOST_PARAMETERS = 10**12
 _SWITCHES = ("activation", "attention", "block", "mask", "norm", "position")
 _IN_TURN = ("attention", "mask", "position")
 _MATRICES = ("qkv", "output", "feed_forward")
+_HOMES = {
+    "activation": "fishpaw/activations.py", "attention": "the folder fishpaw/attention", "block": "the folder fishpaw/model",
+    "heads": "fishpaw/model/heads.py", "mask": "fishpaw/masks.py", "norm": "fishpaw/norms.py",
+    "position": "the folder fishpaw/positions",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "layers", "attention_heads", "intermediate_size", "max_positions"):
-            _whole(name, getattr(self, name), least=1)
+            checks.whole(name, getattr(self, name), least=1)
         for name in ("segments", "pad_id"):
-            _whole(name, getattr(self, name), least=0)
+            checks.whole(name, getattr(self, name), least=0)
         if self.head_size is None and self.hidden_size % self.attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}.",
@@ -85,7 +91,7 @@ class ModelConfig:
         for name in ("head_size", "key_value_heads", "embedding_size"):
             value = getattr(self, name)
             if value is not None:
-                _whole(name, value, least=1)
+                checks.whole(name, value, least=1)
                 if value == usual.get(name):
                     self._fill(name, None)                            # one spelling: a change of the others then carries it along
         if self.attention_heads % self.keys:
@@ -93,18 +99,13 @@ class ModelConfig:
                 f"attention_heads {self.attention_heads} is not a multiple of key_value_heads {self.keys}.",
                 fix="Change one of them.",
             )
-        _one_of("norm_at", self.norm_at, ("post", "pre", "mixed"))
-        _one_of("stream", self.stream, ("tokens", "positions"))
+        checks.one_of("norm_at", self.norm_at, ("post", "pre", "mixed"))
+        checks.one_of("stream", self.stream, ("tokens", "positions"))
         for name in ("dropout", "attention_dropout"):
-            rate = getattr(self, name)
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-                raise ConfigError(f"{name} is {rate!r}.", fix="Give a number from 0 to below 1.")
-        std = self.init_std
-        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < float("inf"):
-            raise ConfigError(f"init_std is {std!r}.", fix="Give a number from 0.")
+            checks.number(name, getattr(self, name), least=0, below=1)
+        checks.number("init_std", self.init_std, least=0)
         for name in ("embedding_norm", "qk_norm", "residual_scores", "shared_embedding", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}.", fix="Give true or false.")
+            checks.truth(name, getattr(self, name))
         if not isinstance(self.family, str):
             raise ConfigError(f"family is {self.family!r}.", fix="Give a name.")
         if self.encoder is not None and not isinstance(self.encoder, ModelConfig):
@@ -127,7 +128,7 @@ class ModelConfig:
             raise ConfigError(f"biases is {self.biases!r}.", fix=f"Give a list of some of {', '.join(_MATRICES)}.")
         self._fill("biases", tuple(one for one in _MATRICES if one in self.biases))
         if self.distinct_layers is not None:
-            _whole("distinct_layers", self.distinct_layers, least=1)
+            checks.whole("distinct_layers", self.distinct_layers, least=1)
             if self.distinct_layers > self.layers:
                 raise ConfigError(f"distinct_layers is {self.distinct_layers} of {self.layers} layers.", fix="Give at most as many.")
             if self.distinct_layers == self.layers:
@@ -290,15 +291,5 @@ def _plain(field: str, spec: Spec) -> str | dict[str, Any]:
         return spec if isinstance(spec, str) else dict(spec)
     raise ConfigError(
         f"{field} is {spec_name(spec)!r}, a part of your own, which a config file can't hold.",
-        fix="Save the weights with safetensors, or put the part in its room of fishpaw.",
+        fix=f"Keep the weights alone with torch.save(model.state_dict(), FILE), or put the part in {_HOMES[field]} and give its name.",
     )
-
-
-def _whole(field: str, value: Any, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 2**31 - 1:
-        raise ConfigError(f"{field} is {value!r}.", fix=f"Give a whole number from {least} to 2147483647.")
-
-
-def _one_of(field: str, value: Any, known: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"{field} is {value!r}.", fix=nearest(str(value), list(known)))

@@ -112,7 +112,11 @@ class Batch:
         condition: Tensor | None = None,
     ) -> Batch:
         """ids [b t]; keep [b t] bool, True where there is a token, None if nothing is padded (left or right: order and position count
-        tokens only); segments, positions [b t]. The padding stays in the flat tokens."""
+        tokens only); segments, positions [b t]. The padding stays in the flat tokens. Errors: ValueError for what is no tensor, for other
+        shapes and for a keep of floats."""
+        for name, value in (("ids", ids), ("padding", keep), ("segments", segments), ("positions", positions)):
+            if value is not None and not isinstance(value, Tensor):
+                raise ValueError(f"{name} is a {type(value).__name__}: give a tensor [rows, length].")
         if ids.dim() != 2:
             raise ValueError(f"ids has {ids.dim()} dimensions, shape {tuple(ids.shape)}: give [rows, length].")
         if not ids.numel():
@@ -120,6 +124,8 @@ class Batch:
         for name, value in (("padding", keep), ("segments", segments), ("positions", positions)):
             if value is not None and value.shape != ids.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, ids {tuple(ids.shape)}: they must be equal.")
+        if keep is not None and keep.is_floating_point():            # an additive mask, 0 where there is a token, would say the opposite
+            raise ValueError(f"padding is {keep.dtype}: give booleans, True where there is a token.")
         b, t = ids.shape
         if keep is None:
             order = torch.arange(t, device=ids.device).expand(b, t)
@@ -302,7 +308,8 @@ class View:
 
     @cached_property
     def additive(self) -> Tensor | None:
-        """The one argument of the fused kernel: nothing, a boolean mask, or the bias with -inf outside the mask."""
+        """The one argument of the fused kernel: nothing, a boolean mask, or the bias with -inf outside the mask. Read once where a View
+        with a bias is made: what a layer made first, recomputation would miss."""
         if self.bias is None or self.mask is None:
             return self.mask if self.bias is None else self.bias
         return self.bias.masked_fill(~self.mask, float("-inf"))
@@ -370,8 +377,8 @@ class Output:
     """What a Transformer answers, None where not asked for or not held. Padded batches: [b t …]; packed: [n …].
 
     hidden [b t d]; logits [b t v] (or [m v] at chosen tokens); replaced [b t], of a discriminator; pooled [b d]; nsp [b 2], 0 is "is
-    next"; classes [b c]; all_hidden: the
-    embeddings and every layer; attentions: [b h q k] a layer, (self, cross) pairs in a decoder with an encoder; cache.
+    next"; classes [b c]; all_hidden: the embeddings and every layer; attentions: [b h q k] a layer, (self, cross) pairs in a decoder with
+    an encoder; cache.
     """
 
     hidden: Tensor

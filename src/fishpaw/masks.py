@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.contracts import Rows
-from fishpaw.errors import ConfigError
 
 __all__ = ["Mask", "causal", "full", "unilm"]
 
@@ -27,12 +27,9 @@ class Mask:
     exclude_self: bool = False
 
     def __post_init__(self) -> None:
-        if self.clock not in ("full", "causal", "unilm"):
-            raise ConfigError(f"The mask's clock is {self.clock!r}.", fix="Give full, causal or unilm.")
-        if not isinstance(self.exclude_self, bool):
-            raise ConfigError(f"The mask's exclude_self is {self.exclude_self!r}.", fix="Give true or false.")
-        if self.window is not None and (isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0):
-            raise ConfigError(f"The mask's window is {self.window!r}.", fix="Give a whole number from 0, or leave it out.")
+        checks.one_of("The mask's clock", self.clock, ("full", "causal", "unilm"))
+        checks.truth("The mask's exclude_self", self.exclude_self)
+        checks.whole("The mask's window", self.window, least=0, optional=True)
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -40,7 +37,8 @@ class Mask:
         return (("window",) if self.window is not None else ()) + (("exclude_self",) if self.exclude_self else ())
 
     def times(self, order: Tensor, segments: Tensor | None, last: Tensor | None = None) -> Tensor:
-        """The time of each token, [b t]. segments [b t] (unilm; None: all 0); last [b]: the time of the row's latest stored token."""
+        """The time of each token, [b t]. segments [b t] (unilm; None: all 0), 0 at padding, which would tick else; last [b]: the time of
+        the row's latest stored token."""
         if self.clock == "causal":
             return order
         if self.clock == "full" or segments is None:

@@ -6,15 +6,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fishpaw import activations
-from fishpaw.errors import ConfigError
+from fishpaw import activations, checks
 
 __all__ = ["conditional", "layer", "none", "rms"]
+
+WIDEST = 2**16
+"""Units of a condition, and of what is made of it, at most."""
 
 
 def layer(size: int, *, eps: float = 1e-12, bias: bool = True) -> nn.Module:
     """(x - mean) / sqrt(variance + eps) * weight + bias; [… d] -> [… d]. eps as in BERT; bias False as in ModernBERT."""
-    return _Layer(size, eps=_small(eps), bias=_truth("bias", bias))
+    _check_eps(eps)
+    checks.truth("The norm's bias", bias)
+    return _Layer(size, eps=eps, bias=bias)
 
 
 def conditional(size: int, *, condition: int, eps: float = 1e-12, hidden: int | None = None, activation: str = "linear") -> nn.Module:
@@ -23,13 +27,17 @@ def conditional(size: int, *, condition: int, eps: float = 1e-12, hidden: int | 
     W and V start at zero: a loaded model computes what it did, whatever the condition. hidden: c goes through a matrix of so many rows and
     the activation first. As bert4keras has it (`layer_norm_cond`).
     """
-    hidden = None if hidden is None else _whole("hidden", hidden)
-    return _Conditional(size, _whole("condition", condition), eps=_small(eps), hidden=hidden, activation=activation)
+    _check_eps(eps)
+    checks.whole("The norm's condition", condition, least=1, most=WIDEST)
+    checks.whole("The norm's hidden", hidden, least=1, most=WIDEST, optional=True)
+    return _Conditional(size, condition, eps=eps, hidden=hidden, activation=activation)
 
 
 def rms(size: int, *, eps: float = 1e-6, scale: bool = True) -> nn.Module:
     """x / sqrt(mean(x^2) + eps) * weight; [… d] -> [… d]. eps as in T5; scale False, without the weight, as in RoFormerV2."""
-    return _RMS(size, eps=_small(eps), elementwise_affine=_truth("scale", scale))
+    _check_eps(eps)
+    checks.truth("The norm's scale", scale)
+    return _RMS(size, eps=eps, elementwise_affine=scale)
 
 
 def none(size: int) -> nn.Module:
@@ -68,12 +76,12 @@ class _Conditional(nn.LayerNorm):
         if condition is None or condition.shape[-1] != self.condition:
             found = "no condition" if condition is None else f"a condition of {condition.shape[-1]}"
             raise ValueError(f"{found}, but this norm reads one of {self.condition} units: give condition [rows, {self.condition}]")
-        told = condition.to(self.weight.dtype)
+        condition = condition.to(self.weight.dtype)
         if self.hidden is not None:
-            told = self.hidden(told)
-            told = told if self.activation is None else self.activation(told)
-        scale = functional.linear(told, self.scale.weight, self.weight)                             # [n d]
-        shift = functional.linear(told, self.shift.weight, self.bias)
+            condition = self.hidden(condition)
+            condition = condition if self.activation is None else self.activation(condition)
+        scale = functional.linear(condition, self.scale.weight, self.weight)                        # [n d]
+        shift = functional.linear(condition, self.shift.weight, self.bias)
         normal = functional.layer_norm(x, self.normalized_shape, eps=self.eps)
         return (normal * scale + shift).to(x.dtype)                  # bf16 in, bf16 out, while the weights stay in fp32
 
@@ -86,19 +94,5 @@ class _RMS(nn.RMSNorm):
         return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
-def _truth(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"The norm's {name} is {value!r}.", fix="Give true or false.")
-    return value
-
-
-def _small(eps: object) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise ConfigError(f"The norm's eps is {eps!r}.", fix="Give a number from 0 to below 1.")
-    return eps
-
-
-def _whole(name: str, size: object) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"The norm's {name} is {size!r}.", fix="Give a whole number from 1.")
-    return size
+def _check_eps(eps: object) -> None:
+    checks.number("The norm's eps", eps, least=0, below=1)

@@ -105,4 +105,5 @@ def _functions(file: Path, changed: int) -> tuple[str, ...]:
 
 def _signature(maker: Callable[..., Any]) -> str:
     options = [item for item in inspect.signature(maker).parameters.values() if item.kind is item.KEYWORD_ONLY]
-    return f"Options: {', '.join(f'{item.name}={item.default!r}' for item in options) or 'none'}."
+    named = (f"{item.name} (required)" if item.default is item.empty else f"{item.name}={item.default!r}" for item in options)
+    return f"Options: {', '.join(named) or 'none'}."

@@ -17,7 +17,8 @@ _OPTIONS = (
 )  # fmt: skip
 _NAMED = re.compile(rf"^({'|'.join(_OPTIONS)})(?= is )")
 _SPELLED = {
-    'mask="causal"': "--mask causal", 'mask="unilm"': "--mask unilm", "resume=False; --restart": "--restart", "(max_new)": "(--max-new)",
+    'mask="causal"': "--mask causal", 'mask="unilm"': "--mask unilm", 'family="t5_encoder"': "--family t5_encoder",
+    "resume=False; --restart": "--restart", "(max_new)": "(--max-new)",
 }  # fmt: skip
 
 

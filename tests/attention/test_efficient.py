@@ -101,16 +101,23 @@ def test_fewer_key_heads_and_bf16():
 # Not causal
 
 def test_no_triangle_makes_it_causal():
-    """The shares of the first tokens change with the last key, even where a triangle hides it: its exponential is in their denominators."""
-    q, k, v = (one[0, 0] for one in drawn())
-    other = k.clone()
-    other[-1] += 3
-    masked, changed = (shares(q, one).tril()[:-1] for one in (k, other))
-    assert float((masked - changed).abs().max()) > 1e-2
-    assert float((masked.sum(-1) - 1).abs().min()) > 1e-3            # nor do rows sum to 1 any more
-    running = k.exp() / k.exp().cumsum(0)                            # a denominator of the past alone is another, causal, function
-    assert float((running[-1] - (k.exp() / k.exp().sum(0))[-1]).abs().max()) < 1e-12
-    assert float((running[0] - (k.exp() / k.exp().sum(0))[0]).abs().min()) > 1e-3
+    """Used in language models as published, its softmax over the positions reads the future: the exponential of a later key is in the
+    denominator of every earlier one, so that shares of the kernel change with it where a triangle laid over them hides it."""
+    q, k, v = drawn()
+    other, view = k.clone(), around()
+    other[:, :, -1] += 3
+    kernel, seen = build(CONFIG), torch.ones(N, N, dtype=torch.bool).tril()
+    before, after = (kernel(q, keys, v, view, weights=True).weights.masked_fill(~seen, 0) for keys in (k, other))
+    assert float(((before - after) @ v)[:, :, :-1].abs().max()) > 1e-2
+    assert float((before.sum(-1) - 1).abs()[:, :, :-1].min()) > 1e-3                 # nor do rows sum to 1 any more
+    causal = View(view.grid, view.source, view.q, view.k, Position(), clock="causal", mask=seen[None, None])
+    assert torch.equal(kernel(q, k, v, causal).out, kernel(q, k, v, view).out)       # the kernel reads no mask, so
+    assert kernel.clocks == {"full"} and not kernel.reads_mask
+    with pytest.raises(ConfigError, match="efficient"):                             # a model with one is refused
+        Transformer(CONFIG.change({"position": "none", "mask": "causal"}))
+    running = k.exp() / k.exp().cumsum(-2)                                           # a denominator of the past alone is another function
+    assert float((running - k.softmax(-2))[:, :, -1].abs().max()) < 1e-12
+    assert float((running - k.softmax(-2))[:, :, 0].abs().min()) > 1e-3
 
 
 @pytest.mark.parametrize("mask", ["causal", "unilm", {"name": "full", "exclude_self": True}, {"name": "full", "window": 3}], ids=str)

@@ -96,3 +96,17 @@ def test_a_k_that_is_none_is_refused(k):
         build(config, k=k)
     kernel = build(config, scale=0.7)
     assert (kernel.k, kernel.scale, kernel.dropout, kernel.residual) == (16, 0.7, 0.3, True) and build(config).scale == 0.5
+
+
+class Kept(torch.nn.Module):
+    def forward(self, scores):
+        return scores.masked_fill(~top(scores, torch.ones_like(scores, dtype=torch.bool), 4), 0)
+
+
+def test_a_graph_for_any_length_serves_texts_of_fewer_keys_than_k():
+    traced = torch.export.export(
+        Kept(), (torch.randn(2, 7, 11),), dynamic_shapes=({1: torch.export.Dim("q"), 2: torch.export.Dim("n")},), strict=False
+    ).module()
+    for length in (2, 4, 5, 13):
+        scores = torch.randn(2, 3, length)
+        assert torch.equal(traced(scores), Kept()(scores))

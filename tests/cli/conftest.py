@@ -88,7 +88,7 @@ def refused():
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Folders of a tiny BERT and a tiny GPT-2, and of a classifier trained on `reviews`."""
+    """Folders of a tiny BERT, a tiny GPT-2 and a tiny T5, and of a classifier trained on `reviews`."""
     import torch
     from tokenizers import pre_tokenizers
 
@@ -98,7 +98,9 @@ def models(tmp_path_factory):
     from fishpaw.text.bpe import ByteLevel
     from fishpaw.text.learn import characters
     from fishpaw.text.wordpiece import WordPiece
+    from fishpaw.weights.names import FAMILIES
     from fishpaw.weights.save import save
+    from fishpaw.weights.translate import read_config
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -111,6 +113,8 @@ def models(tmp_path_factory):
     gpt2 = ModelConfig(family="gpt2", vocab_size=257, norm_at="pre", embedding_norm=False, segments=0, activation="gelu_tanh",
                        mask="causal", heads=("lm",), pad_id=256, **shape)  # fmt: skip
     save(Transformer(gpt2), folder / "gpt2", ByteLevel({letter: number for number, letter in enumerate(letters)}, []))
+    sizes = {"vocab_size": len(vocab), "d_model": 12, "d_kv": 6, "num_heads": 2, "num_layers": 1, "d_ff": 20}
+    save(Transformer(read_config(sizes, FAMILIES["t5"]).change({"heads": ("lm",)})), folder / "t5", WordPiece(vocab))
     Classify.load(folder / "bert", labels=["neg", "pos"], max_length=20, seed=4).save(folder / "task")
     Classify.load(folder / "bert", labels=["a", "b"], multi_label=True).save(folder / "several")
     return folder

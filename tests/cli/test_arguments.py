@@ -7,6 +7,9 @@ import json
 
 import pytest
 
+from fishpaw.cli.arguments import changes_of
+from fishpaw.errors import ConfigError
+
 LETTERS = "今天气我们去公园玩吧房间前台很热情下次"
 
 
@@ -75,3 +78,24 @@ def test_an_out_that_cannot_be_written_is_one_sentence(fishpaw_, models, files, 
     words = ["train", "classify", "--data", files.folder / "reviews.tsv", "--model", models / "bert", "--steps", 1]
     refused(fishpaw_(*words, "--out", files.folder / out), "can't be written|is a file")
     assert (files.folder / "reviews.tsv").read_text(encoding="utf-8").startswith("今好")
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        (None, {}),
+        (["attention=linear"], {"attention": "linear"}),
+        (['position={"name": "hierarchical", "alpha": 0.4}', " dropout = 0.2 "],
+         {"position": {"name": "hierarchical", "alpha": 0.4}, "dropout": 0.2}),
+        (["residual_scores=true", "position=a=b"], {"residual_scores": True, "position": "a=b"}),
+    ],
+)  # fmt: skip
+def test_changes_are_json_or_names(given, changes):
+    assert changes_of(given) == changes
+
+
+@pytest.mark.parametrize(("given", "says"), [(["attention"], "no FIELD=JSON"), (["=3"], "no FIELD=JSON"), (["a="], "no FIELD=JSON"),
+                                             (["a=1", "a=2"], "given twice"), (["a={name: none}"], "no JSON")])
+def test_changes_of_other_forms_are_refused(given, says):
+    with pytest.raises(ConfigError, match=says):
+        changes_of(given)

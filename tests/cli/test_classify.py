@@ -224,3 +224,34 @@ def test_bad_lines_are_left_out_with_one_message(fishpaw_, models, files, refuse
     assert done.code == 0 and [line for line in lines if re.fullmatch(r"fishpaw: 2 bad records left out.*line 2.*", line)], lines
     assert not [line for line in lines if "Warning" in line or "warn(" in line] and not done.out.startswith("fishpaw")
     refused(fishpaw_(*words, "--skip-bad", 1), "bad.tsv, line 4: 1 cell.* 1 bad record")
+
+
+def test_switches_are_turned(fishpaw_, models, files, refused):
+    words = ["train", "classify", "--data", files.folder / "reviews.tsv", "--steps", 2, "--batch-size", 4]
+    turned = ["--change", "attention=linear", "--change", 'position={"name": "hierarchical", "alpha": 0.3}']
+    for start in ([], ["--model", models / "bert"]):
+        out = files.folder / f"run{len(start)}"
+        assert fishpaw_(*words, *start, *turned, "--out", out).code == 0
+        config = (out / "model" / "config.json").read_text(encoding="utf-8")
+        assert '"attention": "linear"' in config and '"hierarchical"' in config
+        again = fishpaw_(*words, *start, *turned, "--out", out)
+        assert again.code == 0 and "nothing was trained" in again.err
+        refused(fishpaw_(*words, *start, "--out", out), "model.*--restart")
+    for change, says in (("heads=[]", "the task sets it"), ("vocab_size=9", "the task sets it"), ("atention=linear", "attention"),
+                         ("attention=liner", "linear"), ("attention", "FIELD=JSON")):
+        refused(fishpaw_(*words, "--out", files.folder / "new", "--change", change), says)
+    refused(fishpaw_(*words, "--out", files.folder / "new", "--family", "bert"), "--model")
+    assert not (files.folder / "new").exists()
+
+
+def test_an_encoder_decoder_is_one_sentence(fishpaw_, models, files, refused):
+    words = ["train", "classify", "--data", files.folder / "reviews.tsv", "--model", models / "t5", "--steps", 1]
+    refused(fishpaw_(*words, "--out", files.folder / "new"), 'encoder-decoder can.t classify.*--family t5_encoder')
+    assert fishpaw_(*words, "--out", files.folder / "run", "--family", "t5_encoder").code == 0
+
+
+def test_a_length_beyond_the_positions_is_said(fishpaw_, models, files, caplog):
+    words = ["train", "classify", "--data", files.folder / "reviews.tsv", "--model", models / "bert", "--steps", 1]
+    assert fishpaw_(*words, "--out", files.folder / "a").code == 0 and "positions" not in caplog.text
+    assert fishpaw_(*words, "--out", files.folder / "b", "--max-length", 200).code == 0
+    assert "max_length is 200, but the model has 61 positions" in caplog.text

@@ -64,3 +64,19 @@ def test_streamed_is_what_is_printed_at_once(fishpaw_, models, options):
 def test_generate_refuses_each_field_out_of_range(fishpaw_, models, options, says, refused):
     more = [] if "--max-new" in options else ["--max-new", "5"]
     refused(fishpaw_("generate", "--model", models / "gpt2", "今天", *more, *options), says)
+
+
+def test_prompts_that_were_cut_are_counted_in_one_line(fishpaw_, models):
+    words = ["generate", "--model", models / "gpt2", "--max-new", 5]
+    done = fishpaw_(*words, stdin="a\n" + "b" * 70 + "\n" + "c" * 56 + "\n" + "d" * 99 + "\n")
+    assert done.code == 0
+    assert done.err == "fishpaw: 2 of 4 prompts lost their beginning: the model has 61 positions, --max-new included\n"
+    assert not fishpaw_(*words, "a").err
+
+
+def test_a_switch_is_turned_for_generating_and_filling(fishpaw_, models, refused):
+    words = ["generate", "--model", models / "gpt2", "--max-new", 5, "今天", "--json"]
+    assert fishpaw_(*words, "--change", "attention=softmax").out == fishpaw_(*words).out
+    assert fishpaw_(*words, "--change", "attention=linear").out != fishpaw_(*words).out
+    refused(fishpaw_(*words, "--change", "attention=liner"), "'liner'")
+    refused(fishpaw_("fill", "--model", models / "bert", "今[MASK]", "--change", "mask=causal"), "full mask")

@@ -92,6 +92,22 @@ def test_what_stands_in_padding_changes_nothing():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mask", ["full", "causal", "unilm"])
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+@pytest.mark.parametrize("segments", [[0, 0, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 1, 0, 0]], ids=str)
+def test_padding_between_tokens_changes_nothing(attention, mask, segments):
+    model = tiny(attention=attention, mask=mask)
+    tokens, kinds = ids(1, 5), torch.tensor([segments])
+    expected = model(tokens, segments=kinds).logits
+    places = torch.tensor([1, 2, 4, 7, 8])
+    spread, marks = torch.full((1, 10), 3), torch.ones(1, 10, dtype=torch.long)                     # the padding says segment 1
+    spread[:, places], marks[:, places] = tokens, kinds
+    keep = torch.zeros(1, 10, dtype=torch.bool)
+    keep[:, places] = True
+    assert float((model(spread, segments=marks, padding=keep).logits[:, places] - expected).abs().max()) < 1e-11
+
+
+@torch.no_grad()
 def test_pre_norm_ends_with_a_norm():
     model = tiny(norm_at="pre")
     seen = []
@@ -117,7 +133,17 @@ def test_no_gradient_flows_from_a_token_that_is_not_seen(mask, attentions):
         assert torch.equal(seen, (time <= time[i]) & reach)          # exactly 0 elsewhere, and not here
 
 
-@pytest.mark.parametrize("changes", [*VARIANTS, {"encoder": tiny(heads=()).config, "mask": "causal"}], ids=lambda one: ",".join(one))
+T5 = {"position": "buckets", "attention": {"name": "softmax", "scale": 1.0}, "norm": "rms", "norm_at": "pre", "embedding_norm": False}
+RECOMPUTED = [
+    *VARIANTS,
+    {"encoder": tiny(heads=()).config, "mask": "causal"},
+    {"position": "buckets"},
+    T5,
+    {**T5, "encoder": tiny(heads=(), **T5).config, "mask": "causal"},
+]
+
+
+@pytest.mark.parametrize("changes", RECOMPUTED, ids=lambda one: ",".join(one))
 def test_recomputation_changes_no_gradient(changes):
     model = tiny(dropout=0.3, attention_dropout=0.2, **changes).train()
     read = {}
@@ -224,7 +250,10 @@ def test_a_cache_leaves_out_sequence_heads_and_training_appends_once():
         ({"padding": torch.ones(7).bool()}, ValueError, r"padding has shape \(7,\)"),
         ({"positions": torch.ones(1, 7).long()}, ValueError, r"positions has shape \(1, 7\)"),
         ({"segments": torch.full((3, 7), 2)}, DataError, "segments go from 2 to 2, but the model has 2"),
-        ({"positions": torch.full((3, 7), 43)}, DataError, "A text of 44 tokens, but the model has 43 positions"),
+        ({"positions": torch.full((3, 7), 43)}, DataError, "positions go from 43 to 43, but the model has 43. Give 0 to 42"),
+        ({"positions": torch.full((3, 7), -1)}, DataError, "positions go from -1 to -1, but the model has 43"),
+        ({"ids": [[1, 2]]}, ValueError, "ids is a list: give a tensor"),
+        ({"padding": torch.zeros(3, 7)}, ValueError, "padding is torch.float32: give booleans"),
         ({"condition": torch.ones(3, 5)}, ConfigError, "reads a condition"),
         ({"embedded": torch.ones(3, 7, 23)}, ValueError, r"embedded has shape \(3, 7, 23\): give \(21, 23\)"),
         ({"encoded": torch.ones(21, 23)}, ValueError, "reads no encoder"),

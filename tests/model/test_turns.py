@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from fishpaw.config import ModelConfig
 from fishpaw.contracts import Batch
 from fishpaw.decoding.stepper import TransformerStepper
 from fishpaw.errors import ConfigError
-from fishpaw.model.transformer import Transformer
+from fishpaw.model.transformer import Transformer, distinct
 
 torch.set_num_threads(1)
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]])
@@ -53,6 +55,23 @@ def test_turns_are_the_same_cached():
     stepper = TransformerStepper(model)
     found = [stepper.start(Batch.padded(IDS[:, :4]))] + [stepper.step(IDS[:, place]) for place in range(4, 11)]
     assert float((torch.cat(found) - model(IDS).logits[0, 3:]).abs().max()) < 1e-12
+
+
+def test_specs_are_one_where_they_are_equal_however_written():
+    one, same = {"name": "rotary", "theta": 2, "share": 1.0}, {"share": 1, "theta": 2.0, "name": "rotary"}
+    listed = {"name": "x", "y": [{}, []]}
+    assert distinct([one, "learned", same, listed, "learned", dict(listed)]) == [one, "learned", listed]
+    assert distinct([tiny, "learned", tiny]) == [tiny, "learned"]
+
+
+def test_a_thousand_layers_of_a_thousand_kinds_take_time_in_proportion():
+    masks = [{"name": "causal", "window": 1 + index} for index in range(1000)]
+    config = ModelConfig(5, 4, 1000, 1, 3, mask=masks, position=[{"name": "rotary", "theta": 2.0 + index} for index in range(1000)])
+    with torch.device("meta"):
+        assert Transformer(config).kinds == [(index, index) for index in range(1000)]
+    began = time.process_time()
+    assert distinct(masks * 20) == masks
+    assert time.process_time() - began < 2                           # comparing each with each took a minute
 
 
 def test_attention_takes_turns_and_round_trips_through_json():

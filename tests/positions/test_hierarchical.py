@@ -1,4 +1,5 @@
-"""Hierarchical positions: the hard checks of their specification (kexue.fm/archives/7947), by the definition and by the closed form."""
+"""Hierarchical positions (kexue.fm/archives/7947), by the definition alpha u_i + (1 - alpha) u_j and by the closed form: the first n
+rows are the table's own, and a place is told from its mirror."""
 
 from __future__ import annotations
 

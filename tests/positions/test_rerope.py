@@ -1,4 +1,5 @@
-"""ReRoPE: rotary inside the window, one distance outside of it. Hard check (i) of the specification. fp64; tolerances are rounding."""
+"""ReRoPE (kexue.fm/archives/9708): rotary inside the window, one distance outside of it; score by score as the article defines it,
+and rotary to the bit where the window is wide. fp64; tolerances are rounding."""
 
 from __future__ import annotations
 

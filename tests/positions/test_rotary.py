@@ -1,5 +1,4 @@
-"""Laws of rotary positions (arXiv:2104.09864, section 3.4). fp64; tolerances are rounding. The letters are the hard checks of the
-specification: (a) shift, (b) norms, (c) matrix and complex form, (d) shift of a model, (e) decay, (f) layouts, (h) cached = full."""
+"""Laws of rotary positions (arXiv:2104.09864, section 3.4), of both layouts, alone and in a model. fp64; tolerances are rounding."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ def model(**changes):
 @pytest.mark.parametrize("layout", ["pairs", "half"])
 @pytest.mark.parametrize("shift", [1, 11, 1009, 100_003])
 def test_scores_depend_on_the_difference_of_positions_only(shift, layout):
-    """(a)"""
+    """<R_m q, R_n k> = <R_(m-n) q, k>: within 1e-9."""
     q, k = torch.randn(2, 7, SIZE, dtype=torch.float64)
     m, n = torch.randint(0, 97, (2, 7))
     at = {"layout": layout}
@@ -55,7 +54,7 @@ def test_scores_depend_on_the_difference_of_positions_only(shift, layout):
 
 @pytest.mark.parametrize("layout", ["pairs", "half"])
 def test_norms_are_kept_and_position_zero_is_the_identity(layout):
-    """(b)"""
+    """|R_m q| = |q|, and R_0 = I to the bit."""
     x = torch.randn(7, SIZE, dtype=torch.float64)
     assert float((turned(x, torch.arange(7) * 1009, layout=layout).norm(dim=-1) - x.norm(dim=-1)).abs().max()) < 1e-12
     assert torch.equal(turned(x, [0] * 7, layout=layout), x)
@@ -64,14 +63,14 @@ def test_norms_are_kept_and_position_zero_is_the_identity(layout):
 @pytest.mark.parametrize("theta", [10_000.0, 500.0])
 @pytest.mark.parametrize("m", [0, 1, 5, 97])
 def test_it_is_the_explicit_matrix(m, theta):
-    """(c)"""
+    """Of 2 x 2 rotations by m theta^(-2i/d) along its diagonal (eq. 15)."""
     x = torch.randn(1, SIZE, dtype=torch.float64)
     assert float((turned(x, [m], theta)[0] - matrix(m, theta=theta) @ x[0]).abs().max()) < 1e-12
     assert m == 0 or float((turned(x, [m], theta)[0] - matrix(-m, theta=theta) @ x[0]).abs().max()) > 1e-3     # the other way round
 
 
 def test_it_is_complex_multiplication():
-    """(c)"""
+    """Of units 2i + 1j (2i+1) by e^(1j m theta_i) (eq. 12)."""
     x, pos = torch.randn(7, SIZE, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 50, 97, 1009])
     plane = torch.view_as_complex(x.view(7, -1, 2))
     angle = pos[:, None] * 10_000.0 ** (-torch.arange(0, SIZE, 2).double() / SIZE)
@@ -81,14 +80,14 @@ def test_it_is_complex_multiplication():
 
 @pytest.mark.parametrize(("m", "index"), [(0, 32.5), (1, 31.538), (10, 17.954), (50, 12.629), (100, 10.227), (256, 6.543)])
 def test_the_decay_index_is_that_of_the_paper(m, index):
-    """(e)"""
+    """The mean over i of |S_i|, S_i the sum of the first i of e^(1j m theta_i), bounds how a score decays (eq. 37); d = 128."""
     cos, sin = angles(torch.tensor([[m]]), Rotary(128).frequencies())
     partial = torch.complex(cos, sin).flatten().cumsum(0).abs()
     assert float(partial.mean()) == pytest.approx(index, abs=1e-12 if m == 0 else 1e-3)
 
 
 def test_angles_are_made_in_fp64_whatever_the_type():
-    """(a) In fp32 the angle at 100,003 would be off by about 4e-3; in bf16 by anything."""
+    """In fp32 the angle at 100,003 would be off by about 4e-3; in bf16 by anything."""
     pos = torch.tensor([[100_003]])
     cos, sin, *_ = Rotary(SIZE).at(pos, pos, pos, torch.float32)
     exact = 100_003 * 10_000.0 ** (-torch.arange(0, SIZE, 2, dtype=torch.float64) / SIZE)
@@ -101,7 +100,7 @@ def test_angles_are_made_in_fp64_whatever_the_type():
 
 @pytest.mark.parametrize("position", [1_000, 10_000, 100_000])
 def test_scores_in_fp32_drift_by_rounding_only_however_far_the_text(position):
-    """(a) With angles in fp32 the drift of a score (d = 64) would grow with the position to about 1e-3 at 100,000."""
+    """With angles in fp32 the drift of a score (d = 64) would grow with the position to about 1e-3 at 100,000."""
     q, k = torch.randn(2, 11, 64)
     near = (turned(q, [5] * 11, dtype=torch.float32) * turned(k, [2] * 11, dtype=torch.float32)).sum(-1)
     far = (turned(q, [position + 5] * 11, dtype=torch.float32) * turned(k, [position + 2] * 11, dtype=torch.float32)).sum(-1)
@@ -110,7 +109,7 @@ def test_scores_in_fp32_drift_by_rounding_only_however_far_the_text(position):
 
 @pytest.mark.parametrize("layout", ["pairs", "half"])
 def test_a_shift_of_all_positions_leaves_a_model_as_it_is(layout):
-    """(d)"""
+    """Only differences of positions enter, so the logits stay; positions twice as far apart are others."""
     rotary, ids, positions = model(position={"name": "rotary", "layout": layout}), torch.randint(37, (2, 7)), torch.arange(7).expand(2, 7)
     here = rotary(ids).logits
     for shift in (1, 1009):
@@ -130,7 +129,7 @@ def test_new_keys_have_positions_of_their_own_and_stored_ones_are_left():
     assert position.rotate(q, None, at)[1] is None
 
 
-# (f) the two layouts
+# The two layouts
 
 def test_halves_are_pairs_after_the_permutation_and_not_without():
     x = torch.randn(2, 3, 7, SIZE, dtype=torch.float64)
@@ -141,6 +140,9 @@ def test_halves_are_pairs_after_the_permutation_and_not_without():
 
 
 def test_permuted_rows_of_the_query_and_key_matrices_make_one_model_the_other():
+    """What ports most often do wrong: RoFormer turns adjacent pairs (2i, 2i+1), GPT-NeoX and Llama in transformers the units i and i + d/2.
+    Weights of the one load into the other without a complaint, for no shape differs, and answer otherwise (both layouts in one model:
+    github.com/huggingface/transformers/issues/47328)."""
     pairs, halves = model(), model(position={"name": "rotary", "layout": "half"})
     halves.load_state_dict(pairs.state_dict())
     ids = torch.randint(37, (2, 11))
@@ -187,7 +189,7 @@ def test_growth_is_made_in_fp64_and_cast_last():
     assert growth(torch.tensor([[4095]]), 512, torch.bfloat16).item() == torch.tensor(4 / 3, dtype=torch.bfloat16).item()
 
 
-# (h)
+# Decoding
 
 @pytest.mark.parametrize("options", [{}, {"layout": "half"}, {"share": 0.4}, {"log_n": 3}], ids=str)
 def test_cached_decoding_is_the_full_pass(options):

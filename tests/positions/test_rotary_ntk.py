@@ -16,8 +16,8 @@ CONFIG = ModelConfig(vocab_size=3, hidden_size=256, layers=1, attention_heads=2,
 
 
 @pytest.mark.parametrize(("size", "expected"), [(128, 82684.6), (64, 85550.4)])
-def test_the_base_is_that_of_the_specification(size, expected):
-    """Hard check (i): 10000 k^(d/(d-2)) with k = 8."""
+def test_the_base_grows_as_the_slowest_pair_needs(size, expected):
+    """10000 k^(d/(d-2)) with k = 8, the NTK-aware base of arXiv:2309.00071: by it the slowest pair turns k times slower."""
     assert base(10_000.0, 8, size) == pytest.approx(expected, abs=0.05)
 
 

@@ -21,10 +21,14 @@ from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
 from fishpaw.files import lock
 from fishpaw.model import linear
 from fishpaw.model.transformer import Transformer
+from fishpaw.positions.learned import Learned
 from fishpaw.tasks.classify import Classify, pairs_of, small
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.train.options import Options
+from fishpaw.weights.names import FAMILIES
+from fishpaw.weights.save import save
+from fishpaw.weights.translate import read_config
 
 TEXTS = ["很好", "", "今天气很好我们去公园玩吧" * 20, "   ", "👍\ud800\x00", "坏", "not Chinese at all", "今天，坏。" * 3]
 BRIEF = Options(steps=3, batch_size=8, learning_rate=3e-3, log_every=1)
@@ -561,3 +565,63 @@ def test_a_task_remembers_whether_it_reads_pairs(toy, tiny, tmp_path, paired):
     settings.write_text('{"task": "classify", "pairs": 1}', encoding="utf-8")
     with pytest.raises(CheckpointError, match="settings of a classifier"):
         Classify.load(tmp_path / "model")
+
+
+# Switches that are turned before training
+
+TURNED = [{"position": {"name": "hierarchical", "alpha": 0.4}}, {"attention": "linear"}, {"residual_scores": True},
+          {"changes": {"dropout": 0.3, "qk_norm": True}}, {"mask": "causal"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", TURNED, ids=str)
+def test_switches_are_turned_saved_and_part_of_the_run(pretrained, toy, tmp_path, turned):
+    labels = ["neg", "pos"]
+    task = Classify.load(pretrained("bert"), labels=labels, **turned)
+    for field, value in turned.get("changes", turned).items():
+        assert getattr(task.model.config, field) == value
+    assert spec_of_pooler(task).get("at", "first") == ("last" if "mask" in turned else "first")
+    task.fit(toy(16), options=BRIEF, out=tmp_path / "run", progress=False)
+    again = Classify.load(tmp_path / "run" / "model")
+    assert again.model.config == task.model.config and again.predict(["今天好"]) == task.predict(["今天好"])
+    with pytest.raises(FishpawError, match="model"):
+        Classify.load(pretrained("bert"), labels=labels).fit(toy(16), options=BRIEF, out=tmp_path / "run", progress=False)
+    same = Classify.load(pretrained("bert"), labels=labels, **turned)
+    assert same.fit(toy(16), options=BRIEF, out=tmp_path / "run", progress=False).resumed_from == BRIEF.steps
+
+
+def spec_of_pooler(task: Classify) -> dict[str, object]:
+    return next(dict(head) for head in task.model.config.heads if isinstance(head, dict) and head["name"] == "pooler") \
+        if not any(head == "pooler" for head in task.model.config.heads) else {}  # fmt: skip
+
+
+def test_heads_are_not_to_be_changed(pretrained):
+    with pytest.raises(ConfigError, match="heads are its own"):
+        Classify.load(pretrained("bert"), labels=["a", "b"], changes={"heads": ("mlm",)})
+
+
+def test_a_length_beyond_the_positions_is_said(pretrained, caplog):
+    assert Classify.load(pretrained("bert"), labels=["a", "b"], max_length=31).max_length == 31 and not caplog.records
+    assert Classify.load(pretrained("bert"), labels=["a", "b"], max_length=99).max_length == 31
+    (record,) = caplog.records
+    assert "max_length is 99, but the model has 31 positions" in record.getMessage()
+
+
+def test_an_encoder_decoder_is_refused_and_its_encoder_taken(tmp_path, toy):
+    vocab = characters([one.text for one in toy(20)], least=1)
+    sizes = {"vocab_size": len(vocab), "d_model": 12, "d_kv": 6, "num_heads": 2, "num_layers": 1, "d_ff": 20}
+    model = Transformer(read_config(sizes, FAMILIES["t5"]).change({"heads": ("lm",)}))
+    save(model, tmp_path / "t5", WordPiece(vocab))
+    with pytest.raises(ConfigError, match='encoder-decoder can\'t classify texts.*family="t5_encoder"'):
+        Classify.load(tmp_path / "t5", labels=["neg", "pos"])
+    with pytest.raises(ConfigError, match="encoder-decoder can't classify"):
+        Classify(model, WordPiece(vocab))
+    task = Classify.load(tmp_path / "t5", labels=["neg", "pos"], family="t5_encoder")
+    task.save(tmp_path / "task")
+    assert Classify.load(tmp_path / "task").predict(["好"]) == task.predict(["好"])
+
+
+def test_a_position_of_ones_own_is_told_before_the_first_step(untrained, toy, tmp_path):
+    model = Transformer(untrained.model.config.change({"position": lambda config: Learned(config.max_positions, config.embedding, 0.02)}))
+    with pytest.raises(ConfigError, match=r"torch\.save\(model\.state_dict\(\), FILE\), or put the part in the folder fishpaw/positions"):
+        Classify(model, untrained.tokenizer).fit(toy(8), options=BRIEF, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

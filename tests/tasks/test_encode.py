@@ -143,3 +143,9 @@ def test_what_cannot_be_pooled_is_refused(pair, pretrained):
 def test_a_bar_stands_where_it_is_asked_for(pair, capfd):
     shown = encode(["今", "天"], pair, progress=True)
     assert torch.equal(shown, encode(["今", "天"], pair)) and "2" in capfd.readouterr().err
+
+
+def test_an_encoder_decoder_is_refused_with_what_to_load(pair):
+    shape = ModelConfig(vocab_size=29, hidden_size=12, layers=1, attention_heads=2, intermediate_size=20)
+    with pytest.raises(ConfigError, match='encoder-decoder can\'t make vectors.*family="t5_encoder"'):
+        encode(["好"], (Transformer(shape.change({"mask": "causal", "encoder": shape})), pair[1]))

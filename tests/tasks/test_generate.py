@@ -348,3 +348,40 @@ def test_an_id_beyond_the_vocabulary_is_refused_not_an_index_error(pretrained):
     writer = word_writer(pretrained)
     with pytest.raises(DataError, match="outside the vocabulary"):
         list(writer.pieces(iter(stream_of([writer.tokenizer.size], None))))
+
+
+# What a checkpoint says of its end, and what a prompt lost
+
+@pytest.mark.parametrize(("named", "ends"), [(None, (1,)), (7, (1, 7)), ([7, 1, 9], (1, 7, 9))], ids=str)
+def test_answers_end_where_the_checkpoint_says_too(pipeline, tiny, named, ends):
+    tokenizer = pipeline("$A </s>")
+    model = Transformer(tiny(tokenizer.size, mask="causal", heads=("lm",)))
+    model.generation = {"eos_token_id": named}
+    assert Generate(model, tokenizer).ends == Generate(model, tokenizer).limits(3).ends == ends
+    assert Generate(model, tokenizer, ends=(5,)).ends == (5,)
+
+
+def test_ends_are_read_from_the_folder(pretrained, tmp_path):
+    model, tokenizer = load(pretrained("gpt2"))
+    save(model, tmp_path / "model", tokenizer)
+    before = {*Generate(model, tokenizer).ends}
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": [3, 5]}', encoding="utf-8")
+    assert {*Generate(*load(tmp_path / "model", verify=False)).ends} == {3, 5, tokenizer.eos_id} >= before
+    end = model.table
+    model.generation = {"eos_token_id": 3}
+    with torch.no_grad():
+        end[3] = end.mean(0) + 100 * (end[3] - end.mean(0))
+    writer = Generate(model.eval(), tokenizer)
+    found = [greedy(writer.stepper, writer.encode([text], max_new=9), limits=writer.limits(9))[0] for text in ("今天", "好", "我们", "a")]
+    assert any(one.tokens[-1] == 3 and one.ended for one in found) and all(3 not in one.content for one in found)
+
+
+def test_prompts_that_were_cut_are_counted(pretrained):
+    gpt = Generate(*load(pretrained("gpt2")))
+    gpt.encode(["a" * 45, "b" * 46, "c", "d" * 99], max_new=8)
+    assert gpt.cut == 2
+    gpt.encode(["a" * 90], max_new=8)
+    assert gpt.cut == 3
+    rotary = Generate(*load(pretrained("roformer"), mask="unilm"))
+    rotary.encode(["今" * 900], max_new=8)
+    assert rotary.cut == 0

@@ -1,4 +1,4 @@
-"""CPM-LM's tokenizer: specs of the recipe by hand, laws, and the published vocabulary where FISHPAW_DATA has it."""
+"""CPM-LM's tokenizer (arXiv:2012.00413): its recipe by hand, laws, and the published vocabulary where FISHPAW_DATA has it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_recipe_and_the_way_back(small):
 
 
 def test_the_published_vocabulary(published):
-    """specs: round trip on blanks, line ends and English; a line end is exactly id 3; 30,000 ids."""
+    """Blanks, line ends and English come back; a line end is id 3, at which few-shot answers stop; 30,000 ids (arXiv:2012.00413)."""
     laws(published)
     assert published.size == 30_000 and published.line_id == 3
     with pytest.raises(DataError, match="no mask"):

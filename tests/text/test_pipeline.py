@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 
 import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -208,6 +209,38 @@ def test_tokens_that_only_the_configuration_lists_are_added(hard_lines, tmp_path
     for wrong in ({str(size + 1): {"content": "<late>"}}, {"0": {"content": "<late>"}}, {"x": {"content": "<late>"}}, {"3": 5}):
         with pytest.raises(CheckpointError, match="added token"):
             Pipeline({"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps({"added_tokens_decoder": wrong}).encode()})
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: {"content": "<late>"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"600": {"content": "\ud800"}}}),
+        ("added_tokens.json", {"\ud800": 600}),
+        ("added_tokens.json", {"<late>": True}),
+    ],
+    ids=range(4),
+)
+@pytest.mark.parametrize("kind", ["qwen", "wordpiece"])
+def test_an_id_of_thousands_of_digits_and_a_lone_surrogate_are_refused(hard_lines, tmp_path, kind, name, listed):
+    if kind == "qwen":
+        (tmp_path / "tokenizer.json").write_text(build(kind, hard_lines).to_str(), encoding="utf-8")
+    else:
+        (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", encoding="utf-8")
+    (tmp_path / name).write_text(json.dumps(listed), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="an added token is"):
+        load_tokenizer(tmp_path)
+
+
+def test_many_added_tokens_are_added_at_once(hard_lines):
+    """One at a time, 4,000 take about 9 s: the library builds its automaton anew each time."""
+    text = build("qwen", hard_lines).to_str()
+    size = Pipeline({"tokenizer.json": text.encode()}).size
+    listed = {f"<late {number}>": size + number for number in reversed(range(4_000))}          # not in the order of their ids
+    start = time.perf_counter()
+    ours = Pipeline({"tokenizer.json": text.encode(), "added_tokens.json": json.dumps(listed).encode()})
+    assert time.perf_counter() - start < 3  # about 0.1 s
+    assert ours.size == size + 4_000 and ours.encode("<late 3999><late 0>").ids == [size + 3_999, size]
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "albert inner layers": {"distinct_layers": 6, "norm": {"name": "layer", "eps": 1e-2}},
     "electra generator with relu": {"heads": ({"name": "mlm"},)},
     "ernie mlm": {"activation": "gelu"},
-    "roberta mlm": {"position": "learned"},
+    "roberta mlm": {"position": {"name": "learned", "offset": 0}},
     "modernbert mlm": {"mask": "full"},
     "modernbert backbone": {"position": {"name": "rotary", "layout": "half", "theta": 700.0}},
     "modernbert with biases": {"mask": [{"name": "full"}, {"name": "full", "window": 2}, {"name": "full", "window": 3}]},

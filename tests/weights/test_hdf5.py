@@ -193,12 +193,25 @@ def spoil(file, how: str, secret: Path) -> None:
         file["Embedding-Norm"].attrs["weight_names"] = [f"Embedding-Norm/gamma_{number}:0".encode() for number in range(5)]
     elif how == "type":
         place[name] = np.dtype("f4")
+    elif how in ("twice", "twice in parts", "empty"):
+        place[name] = np.zeros(0, np.float32)
+        names = [b"Embedding-Norm/gamma:0"] * 4
+        if how == "empty":                                        # 12,000 names, each of them once, of one array without a number
+            names = [f"Embedding-Norm/gamma_{number}:0".encode() for number in range(12_000)]
+            for listed in names:
+                place[listed.decode().partition("/")[2]] = place[name]
+        attributes = file["Embedding-Norm"].attrs
+        del attributes["weight_names"]
+        for number, part in enumerate((names[:1], names[1:2]) if how == "twice in parts" else np.array_split(np.array(names), 10)):
+            attributes[f"weight_names{number}"] = part
 
 
 @pytest.mark.parametrize(("how", "message"), [
     ("group", "is a link"), ("external", "is a link"), ("soft", "is a link"), ("names", "absent"), ("numbers", "no list"),
     ("virtual", "another file"), ("raw", "another file"), ("compressed", "compressed"), ("bomb", "more than the file's"),
     ("shared", "more than the file's"), ("type", "no array"), ("gone", "absent"),
+    ("twice", "lists 'Embedding-Norm/gamma:0' twice"), ("twice in parts", "lists 'Embedding-Norm/gamma:0' twice"),
+    ("empty", "more than 10,000"),
 ])  # fmt: skip
 def test_nothing_outside_of_the_file_is_opened(tmp_path, how, message):
     secret = written(tmp_path / "secret.h5", keras.bert(1))
@@ -207,6 +220,17 @@ def test_nothing_outside_of_the_file_is_opened(tmp_path, how, message):
         spoil(file, how, secret)
     with pytest.raises(CheckpointError, match=f"x.weights: .*{message}"):
         read_keras(path)
+
+
+def test_weights_of_one_name_in_layers_of_their_own_are_numbered_and_a_crowd_of_them_refused(tmp_path):
+    def crowd(count):
+        return written(tmp_path / f"{count}.weights",
+                       [*keras.bert(1), *((f"top_{number}", [("w/kernel:0", np.ones((1, number)))]) for number in range(count))])
+
+    tensors = read_keras(crowd(7))
+    assert [tensors[f"keras/w/kernel{end}"].shape[1] for end in ("", *(f"_{number}" for number in range(1, 7)))] == list(range(7))
+    with pytest.raises(CheckpointError, match="more than 100 of its layers have a weight 'w/kernel'"):
+        read_keras(crowd(101))
 
 
 @pytest.mark.parametrize(("content", "message"), [

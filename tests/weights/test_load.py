@@ -191,7 +191,8 @@ def test_heads_that_we_lack_are_listed_as_unused(parts, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fishpaw"):
         load_model(folder)
     assert "a bert model, because config.json says model_type 'bert'" in caplog.text
-    assert "2 tensors are not used: qa_outputs.bias, qa_outputs.weight" in caplog.text
+    told = [record for record in caplog.records if "2 tensors have no place, and are not used: qa_outputs.bias, qa_" in record.getMessage()]
+    assert [record.levelname for record in told] == ["WARNING"]
     said = caplog.text
     with caplog.at_level(logging.INFO, "fishpaw"):
         caplog.clear()
@@ -209,7 +210,8 @@ def test_a_classifier_of_tokens_is_none_of_texts(parts, architecture, tmp_path):
     if architecture is None:
         tensors = {name: value for name, value in tensors.items() if "pooler" not in name and "seq_" not in name}
     model, report = inspect(write(tmp_path / "m", values, tensors))
-    assert "classifier" not in model.heads and report.unused == ("classifier.bias", "classifier.weight") and not report.new
+    assert "classifier" not in model.heads and not report.new
+    assert report.unused == report.unbuilt == ("classifier.bias", "classifier.weight")
 
 
 def test_the_bias_of_an_untied_decoder_is_the_decoders(tmp_path):
@@ -327,6 +329,12 @@ def test_our_own_layout_is_strict(tmp_path):
     with pytest.raises(CheckpointError, match="lacks 1 tensors: layers.0.attention.project.bias"):
         load_model(write(tmp_path / "n", values, tensors))
     assert set(load_model(tmp_path / "m", heads=("mlm",)).heads) == {"mlm"}
+
+
+def test_a_table_that_no_file_holds_is_counted_too(tmp_path):
+    save(make("bert", position="rotary", attention_heads=1, head_size=128), tmp_path / "m")
+    with pytest.raises(ConfigError, match="reach.*asks for about 16,7"):
+        load_model(tmp_path / "m", position={"name": "nezha", "reach": 2**16})
 
 
 def test_dropout_and_dtype(saved):

@@ -35,6 +35,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"layers": 1, "family": "gpt2", "norm_at": "pre", "embedding_norm": False, "segments": 0, "mask": "causal",
              "activation": "squareplus", "heads": ({"name": "pooler", "at": "last"}, "lm")},
     "unilm": {"mask": "unilm", "residual_scores": True, "position": "sinusoidal", "norm": "rms", "heads": ()},
+    "frozen table": {"position": "nezha", "heads": ("rtd",), "activation": "swiglu"},
+    "borders of buckets": {"position": "buckets", "layers": 1},
 }  # fmt: skip
 OUTPUTS = {
     "bert": {"last_hidden_state": "hidden", "logits": "classes", "prediction_logits": "logits", "pooler_output": "pooled",
@@ -42,6 +44,8 @@ OUTPUTS = {
     "roformer": {"last_hidden_state": "hidden", "logits": "logits"},
     "gpt2": {"last_hidden_state": "hidden", "logits": "logits", "pooler_output": "pooled"},
     "unilm": {"last_hidden_state": "hidden"},
+    "frozen table": {"last_hidden_state": "hidden", "replaced_logits": "replaced"},
+    "borders of buckets": {"last_hidden_state": "hidden"},
 }  # fmt: skip
 SHAPES = [(1, 1), (1, 2), (2, 7), (5, 19), (3, 41)]
 
@@ -162,9 +166,10 @@ def test_int8_is_near_and_smaller(tmp_path):
     report = export_int8(model, tmp_path / "out", WordPiece(characters(["鱼与熊掌"], least=1)))
     assert [path.name for path in sorted((tmp_path / "out").iterdir())][:3] == ["config.json", "manifest.json", "model.int8.onnx"]
     assert (tmp_path / "out" / "vocab.txt").is_file() and verify_manifest(tmp_path / "out")
-    assert report.difference < 1e-5 and report.cosine > 0.999 and report.least_cosine > 0.995
+    assert 1e-4 < report.difference < 0.2 and report.cosine > 0.999 and report.least_cosine > 0.995
     parameters = sum(one.numel() for one in model.parameters())
-    assert report.size < 2.6 * parameters                            # bytes: the tables stay in fp32, the tied one stands twice
+    positions = 4 * model.positions[0].table.weight.numel()
+    assert report.size < 1.3 * parameters + positions                # bytes: positions in fp32, the tied table once, in int8
     given = {name: value % 211 for name, value in inputs(2, 29).items()}
     keep = given["attention_mask"].bool()
     model = model.float()
@@ -322,7 +327,7 @@ def test_the_program_exports_and_says_how_near(tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
     code, said, heard = program(tmp_path / "bert", out, "--int8", "--heads", "pooler")
     assert code == 0, heard
-    assert "outputs      last_hidden_state, pooler_output\n" in said and re.search(r"difference   \d\.\de-0[5-9]\n", said)
+    assert "outputs      last_hidden_state, pooler_output\n" in said and re.search(r"difference   \d\.\de-0[1-4]\n", said)
     assert re.search(r"cosine       (0.99|1.00)\d\d\n", said)
     assert heard.splitlines() == ["fishpaw: tracing the model; half a minute for a BERT-base"]           # no chatter of the exporter
     assert {path.name for path in out.iterdir()} >= {"model.int8.onnx", "vocab.txt", "config.json", "manifest.json"}
@@ -339,3 +344,10 @@ def test_the_program_exports_and_says_how_near(tmp_path, monkeypatch, capfd):
     assert code == 2 and "holds a saved model" in heard
     code, _, heard = program(tmp_path / "bert", out, "--heads", "poler")
     assert code == 2 and "no head 'poler'. Did you mean 'pooler'?" in heard
+
+
+def test_a_stream_of_positions_is_refused_before_anything_is_written(tmp_path):
+    model = Transformer(ModelConfig(**SIZES, stream="positions", mask={"name": "full", "exclude_self": True}))
+    with pytest.raises(ConfigError, match="T-TA"):
+        export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

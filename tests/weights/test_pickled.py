@@ -13,6 +13,7 @@ import torch
 
 from fishpaw.errors import CheckpointError
 from fishpaw.weights import pickled
+from fishpaw.weights.megatron import read_ranks
 from fishpaw.weights.pickled import read_pickled
 
 
@@ -69,6 +70,20 @@ def test_tensors_larger_than_their_file_are_refused(tmp_path):
     torch.save({"a": torch.zeros(1).expand(10**12)}, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="'a' is not a plain one within the file"):
         read_pickled(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("folder", ["", "ranks"])
+def test_many_names_for_the_same_bytes_are_refused_and_tied_weights_are_not(tmp_path, archive, folder):
+    """2,000 names on one storage: 1.2 MB stood for 2 GB once they were copied."""
+    table, path = torch.zeros(25_000), tmp_path / folder / "mp_rank_00_model_states.pt"
+    path.parent.mkdir(exist_ok=True)
+    tied = {"shared": table, "encoder": table, "decoder": table.view(100, 250), "lm_head": table, "norm": torch.ones(7)}
+    torch.save(tied, path, _use_new_zipfile_serialization=archive)
+    assert read_pickled(path).keys() == tied.keys()
+    torch.save({f"w{number}": table for number in range(2_000)}, path, _use_new_zipfile_serialization=archive)
+    with pytest.raises(CheckpointError, match="2,000 tensors of 200,000,000 bytes share a file"):
+        read_ranks(path.parent) if folder else read_pickled(path)
 
 
 @pytest.mark.parametrize("value", [

@@ -45,6 +45,8 @@ def test_what_is_not_given_has_defaults():
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type"),
         ({"rope_scaling": 3}, "rope_parameters is 3"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "'linear', but lacks factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks low_freq_factor, high_freq_factor"),
         ({"rope_theta": float("inf")}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale"),

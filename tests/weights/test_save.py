@@ -225,3 +225,43 @@ def test_export_leaves_the_state_alone():
     before = {name: value.clone() for name, value in state.items()}
     export(model.config, state)
     assert state.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"position": "rotary"}, "no counterpart of position='rotary'."), ({"norm": "rms", "activation": "silu"}, "norm='rms'"),
+    ({"activation": "squareplus"}, "activation='squareplus'"),
+    ({"family": "mine"}, "of family='mine'."), ({"qk_norm": True}, "qk_norm=True"),
+    ({**GPT2, "heads": ({"name": "lm", "bias": True},)}, "the head {'name': 'lm', 'bias': True}"),
+])  # fmt: skip
+def test_one_line_says_what_transformers_can_not_compute(tmp_path, caplog, values, said):
+    save(make(values), tmp_path / "m")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1 and "saved as model_type 'fishpaw'" in told[0] and said in told[0]
+    caplog.clear()
+    save(make(THEIRS["bert"]), tmp_path / "n")
+    assert not caplog.records
+
+
+def test_arguments_in_another_order_are_refused(tmp_path):
+    tokenizer = WordPiece(Vocab(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"鱼与熊掌")))
+    for wrong in ((tmp_path / "m", make({})), (make({}), tokenizer), (make({}), tmp_path / "m", "vocab.txt"), (None, tmp_path / "m")):
+        with pytest.raises(ConfigError, match="to save"):
+            save(*wrong)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["bert", "modernbert", "electra", "albert"])
+def test_transformers_opens_the_tokenizer_beside_any_model(family, tmp_path):
+    """The WordPiece of a tokenizer.json beside a ModernBERT: there transformers opens no vocab.txt."""
+    import transformers
+
+    tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"鱼与熊掌兼得abc", "##b", "##c")
+    tokenizer = WordPiece(Vocab(tokens))
+    tokenizer.save(tmp_path)
+    kind = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "vocab_size": len(tokens), **kind}), encoding="utf-8")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text, pair in (("鱼与ABC 熊", None), ("abc", "掌 [MASK] 兼x")):
+        assert theirs(text, pair)["input_ids"] == tokenizer.encode(text, pair).ids
+    assert theirs.mask_token_id == 4 and theirs.decode(theirs("abc")["input_ids"], skip_special_tokens=True) == "abc"

@@ -109,7 +109,8 @@ def test_with_a_tokenizer_and_in_half_precision(tmp_path):
 
 @pytest.mark.parametrize(("values", "message"), [
     ({"heads": ("mlm",), "tie_embeddings": False}, "decoder of its own"),
-    ({"position": "rotary"}, "has no layout in TensorFlow.*bert, roformer"),
+    ({"position": "rotary"}, "has no layout in TensorFlow: position='rotary'.*bert, roformer"),
+    ({"attention": "linear", "dropout": 0.3}, "has no layout in TensorFlow: attention='linear'[.]"),
     ({"norm": "rms"}, "This bert model has no layout"),
     ({"family": "gpt2", "norm_at": "pre", "embedding_norm": False, "segments": 0, "mask": "causal", "heads": ("lm",)}, "This gpt2 model"),
 ])  # fmt: skip

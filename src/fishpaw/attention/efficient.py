@@ -42,7 +42,7 @@ class Efficient(Attention):
         if k is None or v is None:
             raise ValueError("efficient attention remembers nothing: give keys and values")
         with torch.autocast(q.device.type, enabled=False):                       # sums over many keys don't fit 8 bits
-            kind, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+            dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
             groups = q.shape[1] // k.shape[1]
             k, v = (one.to(wide).repeat_interleave(groups, dim=1) for one in (k, v))
             keep = view.fresh.keep[:, None, :, None]
@@ -52,8 +52,8 @@ class Efficient(Attention):
             assert k is not None
             if weights:
                 shares = q @ k.mT                                                # [b h q k]
-                return Attended((shares @ v).to(kind), weights=shares)
-            return Attended((q @ (k.mT @ v)).to(kind))
+                return Attended((shares @ v).to(dtype), weights=shares)
+            return Attended((q @ (k.mT @ v)).to(dtype))
 
 
 def build(config: ModelConfig) -> Efficient:

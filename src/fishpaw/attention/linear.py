@@ -14,10 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fishpaw import switch
+from fishpaw import checks
 from fishpaw.attention.recurrence import LinearKind
 from fishpaw.config import ModelConfig
-from fishpaw.errors import ConfigError
 
 __all__ = ["Linear", "build", "cosine", "elu", "taylor"]
 
@@ -74,6 +73,5 @@ KINDS: dict[str, Callable[[], Linear]] = {"elu": lambda: Elu(elu), "cosine": lam
 
 def build(config: ModelConfig, *, features: str = "elu") -> Linear:
     """features: "elu", "cosine" or "taylor"."""
-    if features not in KINDS:
-        raise ConfigError(f"attention 'linear' has no features {features!r}.", fix=switch.nearest(str(features), sorted(KINDS)))
+    checks.one_of("The linear attention's features", features, sorted(KINDS))
     return KINDS[features]()

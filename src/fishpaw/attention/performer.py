@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fishpaw import checks
 from fishpaw.attention.recurrence import LinearKind
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Attended, Memory, View
@@ -23,6 +24,12 @@ __all__ = ["Performer", "build", "draw_directions"]
 
 WIDEST = 192
 """Largest head size: beyond it no constant keeps the features of every key from overflow and those of usual ones from underflow in fp32."""
+
+MOST = 2**16
+"""Features, at most; the error of 266 and of so many differ by a factor of 16."""
+
+_BACKWARD = "_current_graph_task_id"
+"""The name in torch._C of what numbers the backward pass that runs, below 0 if none does."""
 
 _REACH = 70.0
 """Exponents of a key's features lie within +-70: e^70 times 10^7 keys is still a number in fp32, and so is 1 / e^-70."""
@@ -73,8 +80,7 @@ class Performer(LinearKind):
         memory: Memory | None = None,
         weights: bool = False,
     ) -> Attended:
-        # Within a backward pass this is a recomputation (activation checkpointing), which must repeat the features of its forward.
-        if self.redraw is not None and self.training and torch._C._current_graph_task_id() < 0:
+        if self.redraw is not None and self.training and not _recomputed():
             self._count(self.redraw)
         return super().forward(q, k, v, view, carry, memory, weights)
 
@@ -133,14 +139,21 @@ def build(
     size = config.width
     if size > WIDEST:
         raise ConfigError(f"attention 'performer' has heads of {size}, more than {WIDEST}.", fix="Use more heads, or attention 'linear'.")
-    for name, value, least in (("features", features, 1), ("redraw", redraw, 1), ("seed", seed, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63):
-            raise ConfigError(f"attention 'performer': {name} is {value!r}.", fix=f"Give a whole number from {least}, or leave it out.")
-    for name, chosen, known in (("kind", kind, ("positive", "hyperbolic")), ("draw", draw, ("orthogonal", "iid"))):
-        if chosen not in known:
-            raise ConfigError(f"attention 'performer': {name} is {chosen!r}.", fix=f"Give {' or '.join(known)}.")
+    checks.whole("attention 'performer': features", features, least=1, most=MOST, optional=True)
+    checks.whole("attention 'performer': redraw", redraw, least=1, optional=True)
+    checks.whole("attention 'performer': seed", seed, least=0, most=2**63 - 1, optional=True)
+    if redraw is not None and not hasattr(torch._C, _BACKWARD):
+        raise ConfigError("attention 'performer': redraw can't tell a recomputed layer in this build of torch.", fix="Leave redraw out.")
+    checks.one_of("attention 'performer': kind", kind, ("positive", "hyperbolic"))
+    checks.one_of("attention 'performer': draw", draw, ("orthogonal", "iid"))
     count = max(1, int(size * math.log(size))) if features is None else features
     return Performer(size, features=count, kind=kind, draw=draw, redraw=redraw, seed=seed)
+
+
+def _recomputed() -> bool:
+    """Whether a backward pass runs: then this is a recomputation (activation checkpointing), which must repeat the features of its
+    forward. torch says so by a private name only; `build` refuses `redraw` where it is missing."""
+    return bool(getattr(torch._C, _BACKWARD)() >= 0)
 
 
 def _half_squares(vectors: Tensor) -> Tensor:

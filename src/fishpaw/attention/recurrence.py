@@ -145,7 +145,7 @@ class LinearKind(Attention):
         return State()
 
     def _attend(self, q: Tensor, k: Tensor | None, v: Tensor | None, view: View, memory: State | None, weights: bool) -> Attended:
-        kind, q = q.dtype, _wide(q)
+        dtype, q = q.dtype, _wide(q)
         k, v = (None if one is None else _wide(one).repeat_interleave(q.shape[1] // one.shape[1], dim=1) for one in (k, v))
         maps = Maps(self.queries, self.keys, self.similarity, self.chunk, self.few)
         if self.turns == "vectors" or "rotate" not in view.position.hooks():
@@ -155,7 +155,7 @@ class LinearKind(Attention):
             pairs = [(PLAIN, *turned(q, k, view)), (PLAIN, q, k)]
         stored = None if memory is None else memory.sums
         if weights:
-            return _explicit(pairs, v, view, stored, kind)
+            return _explicit(pairs, v, view, stored, dtype)
         if v is None:
             if stored is None:
                 raise ValueError("attention without keys needs a memory that holds them")
@@ -174,7 +174,7 @@ class LinearKind(Attention):
                 assert k is not None
                 totals.append(form(_laned(q, view), _laned(k, view), column, maps, state=state))
         out = divide(totals[0] if len(totals) == 1 else torch.cat(totals, dim=-1))                  # [b lanes h n d]
-        return Attended(out.transpose(1, 2).flatten(2, 3).to(kind))
+        return Attended(out.transpose(1, 2).flatten(2, 3).to(dtype))
 
 
 def turned(q: Tensor, k: Tensor | None, view: View) -> tuple[Tensor, Tensor | None]:
@@ -197,7 +197,7 @@ def divide(totals: Tensor) -> Tensor:
     return above / below.masked_fill(below == 0, 1)
 
 
-def _explicit(pairs: list[Pair], v: Tensor | None, view: View, stored: object, kind: torch.dtype) -> Attended:
+def _explicit(pairs: list[Pair], v: Tensor | None, view: View, stored: object, dtype: torch.dtype) -> Attended:
     """With the shares, [b h q k]."""
     if v is None or stored is not None:
         raise ConfigError("Linear attention keeps no keys, so a step has no attention maps.", fix="Ask for them without a cache.")
@@ -205,7 +205,7 @@ def _explicit(pairs: list[Pair], v: Tensor | None, view: View, stored: object, k
     scores = [compare(q, k, maps).masked_fill(hidden, 0) for maps, q, k in pairs if k is not None]
     below = scores[-1].sum(-1, keepdim=True)
     shares = scores[0] / below.masked_fill(below == 0, 1)
-    return Attended((shares @ v).to(kind), weights=shares)
+    return Attended((shares @ v).to(dtype), weights=shares)
 
 
 def _form(view: View) -> Callable[..., Tensor]:
@@ -219,7 +219,8 @@ def _form(view: View) -> Callable[..., Tensor]:
     if view.clock == "causal" or k.time.shape[2] == 1:
         return partial(causal, strict=strict)
     late, before = k.time[..., 1:], k.time[..., :-1]
-    if bool(((before > 0) & (late <= before) & k.keep[..., 1:] & k.keep[..., :-1]).any()):        # equal times beyond the source
+    # Equal times beyond the source, perhaps with padding between them, which has the time of what stands before it.
+    if bool(((before > 0) & (late <= before) & k.keep[..., 1:]).any()):
         return partial(dense, allowed=_allowed(q, k, view)[:, :, None])
     return partial(_source_first, source=(k.time == 0)[:, :, None, :, None], strict=strict)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fishpaw import checks
 from fishpaw.attention.memory import KeyValue
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Attended, Attention, Memory, View
-from fishpaw.errors import ConfigError
 
 __all__ = ["Softmax", "build", "masked_softmax", "visible", "visible_count"]
 
@@ -36,8 +36,7 @@ class Softmax(Attention):
 
     def __init__(self, size: int, *, scale: float | None = None, dropout: float = 0.0, residual: bool = False) -> None:
         super().__init__()
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf")):
-            raise ConfigError(f"The attention's scale is {scale!r}.", fix="Give a number above 0, or leave it out for 1/sqrt(head size).")
+        checks.number("The attention's scale", scale, optional=True)
         self.scale = 1 / math.sqrt(size) if scale is None else float(scale)
         self.dropout = dropout
         self.residual = residual

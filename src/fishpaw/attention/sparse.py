@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from fishpaw import checks
 from fishpaw.attention.softmax import Softmax, masked_softmax, visible
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import View
-from fishpaw.errors import ConfigError
 
 __all__ = ["Sparse", "build", "top"]
 
@@ -28,8 +29,7 @@ class Sparse(Softmax):
 
     def __init__(self, size: int, *, k: int = 16, scale: float | None = None, dropout: float = 0.0, residual: bool = False) -> None:
         super().__init__(size, scale=scale, dropout=dropout, residual=residual)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ConfigError(f"The sparse attention's k is {k!r}.", fix="Give a whole number from 1.")
+        checks.whole("The sparse attention's k", k, least=1)
         self.k = k
 
     def shares(self, scores: Tensor, view: View) -> Tensor:
@@ -39,12 +39,14 @@ class Sparse(Softmax):
 
 def top(scores: Tensor, seen: Tensor | None, k: int) -> Tensor | None:
     """True at the k largest scores of each row [… n] among those seen, and at what ties with the k-th; what is seen where that is all."""
-    if scores.shape[-1] <= k:
+    exporting = torch.compiler.is_exporting()                        # a graph for any length has no branch; it has k keys of -inf more
+    if not exporting and scores.shape[-1] <= k:
         return seen
     known = scores.detach()
     if seen is not None:
         known = known.masked_fill(~seen, float("-inf"))
-    least = known.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)                       # -inf where fewer are seen
+    many = functional.pad(known, (0, k), value=float("-inf")) if exporting else known
+    least = many.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)                       # -inf where fewer are seen
     largest = known.masked_fill(known == float("-inf"), 0).abs().amax(-1, keepdim=True)
     kept = known >= least - ROUNDING * torch.finfo(known.dtype).eps * largest
     return kept if seen is None else kept & seen

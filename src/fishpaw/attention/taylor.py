@@ -13,11 +13,11 @@ import math
 import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.attention.softmax import Softmax, visible
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import View
 from fishpaw.errors import ConfigError
-from fishpaw.switch import nearest
 
 __all__ = ["Taylor", "build", "lowest", "polynomial"]
 
@@ -49,8 +49,7 @@ class Taylor(Softmax):
         residual: bool = False,
     ) -> None:
         super().__init__(size, scale=scale, dropout=dropout, residual=residual)
-        if tail not in TAILS:
-            raise ConfigError(f"The Taylor attention's tail is {tail!r}.", fix=nearest(str(tail), list(TAILS)))
+        checks.one_of("The Taylor attention's tail", tail, TAILS)
         _even(order)
         self.order = order
         self.least = lowest(order) if tail == "flat" else None
@@ -98,6 +97,5 @@ def build(config: ModelConfig, *, order: int = 2, tail: str = "polynomial", scal
 
 def _even(order: int) -> None:
     if isinstance(order, bool) or not isinstance(order, int) or order % 2 or not 2 <= order <= MOST:
-        raise ConfigError(
-            f"The order of a Taylor softmax is {order!r}.", fix=f"Give an even number, 2 to {MOST}: an odd polynomial has a root."
-        )
+        what = f"The order of a Taylor softmax is {checks.shown(order)}."
+        raise ConfigError(what, fix=f"Give an even number, 2 to {MOST}: an odd polynomial has a root.")

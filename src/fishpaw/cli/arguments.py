@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from fishpaw.data.labelled import LabelledText
 
-__all__ = ["Data", "Device", "Json", "Limit", "Lines", "Model", "Rows", "Seed", "check_out", "device_of", "labelled", "located",
-           "source_of", "texts_of", "with_parts"]
+__all__ = ["Changes", "Data", "Device", "Json", "Limit", "Lines", "Model", "Rows", "Seed", "changes_of", "check_out", "device_of",
+           "labelled", "located", "source_of", "texts_of", "with_parts"]
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a file, a TensorFlow checkpoint or a hub id (owner/name@revision).")]
 Data = Annotated[str, typer.Option("--data", "-d", help="A .tsv, .csv, .jsonl or .txt file, also .gz; - reads standard input.")]
@@ -32,6 +33,27 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a CU
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read this many examples at most.")]
 Rows = Annotated[int, typer.Option(min=1, help="A batch holds so many times max_length tokens, of texts without padding.")]
+
+Changes = Annotated[list[str] | None, typer.Option("--change", metavar="FIELD=JSON", help="Turn a switch of the model: attention=linear, "
+                    'position=\'{"name": "hierarchical", "alpha": 0.4}\', residual_scores=true; may be given several times.')]  # fmt: skip
+
+
+def changes_of(given: list[str] | None) -> dict[str, Any]:
+    """What --change says, by field of ModelConfig: JSON, or a plain name. ConfigError for other forms and a field given twice."""
+    changes: dict[str, Any] = {}
+    for one in given or []:
+        field, equals, written = (part.strip() for part in decoded(one).partition("="))
+        if not field or not equals or not written or field in changes:
+            raise ConfigError(f"--change {one}: {'is given twice' if field in changes else 'is no FIELD=JSON'}.",
+                              fix="Write --change attention=linear, for example.")
+        try:
+            changes[field] = json.loads(written)
+        except (ValueError, RecursionError):
+            if written[0] in "{[\"":
+                fix = "Quote it for the shell: --change 'position={\"name\": \"none\"}'."
+                raise ConfigError(f"--change {one}: that is no JSON.", fix=fix) from None
+            changes[field] = written                                  # a name
+    return changes
 
 
 def check_out(out: Path) -> None:

@@ -9,7 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fishpaw.cli.arguments import Data, Device, Json, Limit, Lines, Model, Rows, Seed, check_out, device_of, labelled, source_of, with_parts
+from fishpaw.cli.arguments import (
+    Changes,
+    Data,
+    Device,
+    Json,
+    Limit,
+    Lines,
+    Model,
+    Rows,
+    Seed,
+    changes_of,
+    check_out,
+    device_of,
+    labelled,
+    source_of,
+    with_parts,
+)
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.terminal import beside_a_bar, decoded, leave, tell, write, write_figures, write_json
 
@@ -35,7 +51,10 @@ def train_classify(
     learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")] = None,
     warmup: Annotated[float, typer.Option(help="Share of the steps that lead up to it.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01,
-    max_length: Annotated[int, typer.Option(help="Tokens a text; longer ones are cut on the right.")] = 128,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a text; longer ones are cut on the right. Default: 128, of a trained task "
+                                                   "its own; never beyond the model's positions.")] = None,
+    family: Annotated[str | None, typer.Option(help="bert, t5_encoder or another, where the checkpoint doesn't tell.")] = None,
+    change: Changes = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations; default: an epoch.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after that many evaluations without a new best.")] = None,
@@ -48,7 +67,7 @@ def train_classify(
 ) -> None:
     """Train a classifier on text<TAB>label (or a<TAB>b<TAB>label) lines. The same command again goes on where a stopped run was."""
     from fishpaw.demo import curve
-    from fishpaw.tasks.classify import Classify
+    from fishpaw.tasks.classify import Classify, small
     from fishpaw.train.options import Options
 
     if data == dev == "-":
@@ -59,6 +78,12 @@ def train_classify(
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
+    changes = changes_of(change)
+    for field in ("heads", "vocab_size"):
+        if field in changes:
+            raise ConfigError(f"--change {field}: the task sets it by the data.", fix="Leave it out.")
+    if model is None and family is not None:
+        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
     place = device_of(device)
     check_out(out)
     examples = labelled(data, limit=limit, skip_bad=skip_bad, multi_label=multi_label)
@@ -69,9 +94,10 @@ def train_classify(
         raise DataError(what, fix="Name the columns in the first row (text, label), or give --labels if they are right.")
     if model is None:
         texts = [text for one in examples for text in (one.text, one.pair) if text]
-        task = Classify.new(texts, names, multi_label=multi_label, max_length=max_length, seed=seed)
+        length, shape = 128 if max_length is None else max_length, small(1).change(changes)
+        task = Classify.new(texts, names, config=shape, multi_label=multi_label, max_length=length, seed=seed)
     else:
-        task = Classify.load(model, labels=names, multi_label=multi_label, max_length=max_length, seed=seed)
+        task = Classify.load(model, labels=names, multi_label=multi_label, max_length=max_length, seed=seed, family=family, changes=changes)
     task.model.to(place)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     tell(f"fishpaw: {len(examples)} examples, {len(names)} labels ({shown}), on {place}; log: {out / 'log.jsonl'}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fishpaw.cli.arguments import Device, Json, Limit, Lines, Model, device_of, located, source_of, texts_of
+from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, changes_of, device_of, located, source_of, texts_of
 from fishpaw.terminal import write, write_json
 
 __all__ = ["fill"]
@@ -17,6 +17,7 @@ def fill(
     text: Annotated[str | None, typer.Argument(help="A text with [MASK] in it; default: the lines of --data.")] = None,
     data: Lines = None,
     top: Annotated[int, typer.Option(min=1, help="Candidates a blank.")] = 5,
+    change: Changes = None,
     device: Device = "auto",
     limit: Limit = None,
     as_json: Json = False,
@@ -29,7 +30,7 @@ def fill(
     from fishpaw.weights.load import load
 
     source = source_of(text, data)
-    filler, tokenizer = load(model)
+    filler, tokenizer = load(model, changes=changes_of(change))
     filler.to(device_of(device))
     for line in texts_of(text, source, limit):
         with located(line):

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fishpaw.cli.arguments import Device, Json, Limit, Lines, Model, Seed, device_of, located, source_of, texts_of
+from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, Seed, changes_of, device_of, located, source_of, texts_of
 from fishpaw.errors import ConfigError
-from fishpaw.terminal import write, write_json
+from fishpaw.terminal import tell, write, write_json
 
 __all__ = ["generate"]
 
@@ -18,7 +18,8 @@ def generate(
     text: Annotated[str | None, typer.Argument(help="The prompt; default: the lines of --data.")] = None,
     data: Lines = None,
     mask: Annotated[str | None, typer.Option(help="causal or unilm, for a model that was saved with another mask.")] = None,
-    max_new: Annotated[int, typer.Option(help="Tokens at most.")] = 64,
+    max_new: Annotated[int, typer.Option(help="Tokens at most. Where positions are limited, a prompt loses "
+                                                "its beginning until so many fit; a line at the end says how many did.")] = 64,
     min_new: Annotated[int, typer.Option(help="Tokens at least.")] = 0,
     beams: Annotated[int, typer.Option(help="Width of the beam search; 1: greedy.")] = 1,
     length_penalty: Annotated[float | None, typer.Option(help="Of the beam search; above 0 favours long answers.")] = None,
@@ -28,6 +29,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this probability in all.")] = None,
     n: Annotated[int, typer.Option(help="Answers a prompt.")] = 1,
     stream: Annotated[bool, typer.Option("--stream", help="Print each piece as it comes (one answer a prompt, no beams).")] = False,
+    change: Changes = None,
     seed: Seed = 0,
     device: Device = "auto",
     limit: Limit = None,
@@ -55,11 +57,13 @@ def generate(
     if filters and not sample:
         raise ConfigError("--temperature, --top-k and --top-p are for sampling.", fix="Add --sample.")
     source = source_of(text, data)
-    writer = Generate(*load(model, mask=mask))
+    writer = Generate(*load(model, mask=mask, changes=changes_of(change)))
     writer.model.to(device_of(device))
     limits = writer.limits(max_new, min_new)
     chance = generator(seed)
+    count = 0
     for line in texts_of(text, source, limit):
+        count += 1
         with located(line):
             prompt = writer.encode([line.text], max_new=max_new)
         if stream:
@@ -79,3 +83,6 @@ def generate(
                 write_json({"prompt": line.text, "text": said, "score": answer.score, "ended": answer.ended, "tokens": len(answer.tokens)})
             else:
                 write(said)
+    if writer.cut:
+        reader = writer.model.encoder or writer.model
+        tell(f"fishpaw: {writer.cut} of {count} prompts lost their beginning: the model has {reader.longest} positions, --max-new included")

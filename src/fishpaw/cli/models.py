@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fishpaw.cli.arguments import Json
+from fishpaw.cli.arguments import Changes, Json, changes_of
 from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.terminal import tell, write_figures
 
@@ -34,6 +34,7 @@ def convert(
     to: Annotated[Layout, typer.Option(help="safetensors, which transformers opens, too; or the checkpoint of Google's scripts and "
                                             "bert4keras, for families that were published so.")] = Layout.SAFETENSORS,
     family: Annotated[str | None, typer.Option(help="bert, t5, gpt2 or another, where the checkpoint doesn't tell.")] = None,
+    change: Changes = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Read a folder whose manifest no longer fits, as you changed it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -42,9 +43,12 @@ def convert(
     from fishpaw.weights.save import save
     from fishpaw.weights.to_tensorflow import save_tensorflow
 
-    loaded, report = inspect(model, family=family, verify=not no_verify)
+    loaded, report = inspect(model, changes=changes_of(change), family=family, verify=not no_verify)
     for note in report.notes:
         tell(f"fishpaw: {note}")
+    if report.unused:
+        more = f" and {len(report.unused) - 20} more" if len(report.unused) > 20 else ""
+        tell(f"fishpaw: {len(report.unused)} tensors have no place in this model and are left out: {', '.join(report.unused[:20])}{more}")
     (save_tensorflow if to is Layout.TENSORFLOW else save)(loaded, out, _tokenizer(report.folder))
     write_figures({"family": report.family, "reason": report.reason, "new": len(report.new), "unused": len(report.unused),
                     "nonfinite": len(report.nonfinite), "model": str(out)}, as_json)
@@ -60,7 +64,7 @@ def export_onnx(
     """Write an ONNX graph for serving, and say how near its outputs come to the model's; one that strays is not kept."""
     from fishpaw.switch import nearest, spec_name
     from fishpaw.weights.load import inspect
-    from fishpaw.weights.onnx import export, export_int8, require
+    from fishpaw.weights.onnx import export, export_int8, refuse, require
 
     require()
     loaded, report = inspect(model)
@@ -73,6 +77,7 @@ def export_onnx(
             if name not in held:
                 raise ConfigError(f"The model has no head {name!r}.", fix=nearest(name, sorted(held)))
         loaded.set_heads([held[name] for name in asked])
+    refuse(loaded, out)
     tokenizer = _tokenizer(report.folder)
     tell("fishpaw: tracing the model; half a minute for a BERT-base")
     made = (export_int8 if int8 else export)(loaded, out, tokenizer)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fishpaw import activations, switch
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Attention, Memory, View
-from fishpaw.errors import ConfigError
 from fishpaw.model.linear import Linear
 from fishpaw.model.multihead import MultiHead
+from fishpaw.model.refusals import refused
 
 __all__ = ["Block", "FeedForward", "Surroundings", "build"]
 
@@ -62,7 +62,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.norm_at == "mixed" and config.encoder is not None:
-            raise ConfigError('norm_at "mixed" has no place for cross-attention.', fix='Use "pre" or "post" beside an encoder.')
+            raise refused("norm_at 'mixed' x an encoder")
         self.norm_at = config.norm_at
         self.attention = MultiHead(config, source_size=config.hidden_size if config.stream == "positions" else None)
         self.attention_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size)
@@ -81,21 +81,22 @@ class Block(nn.Module):
         self, x: Tensor, around: Surroundings, carry: Pair = (None, None), memory: tuple[Memory | None, Memory | None] = (None, None)
     ) -> tuple[Tensor, Pair, Pair]:
         """-> x, (self, cross) carry for the next layer, (self, cross) attention maps a view."""
-        own, shown, told = self._before(x, self.attention_norm, around.condition), around.weights, around.condition
+        condition, shown = around.condition, around.weights
+        own = self._before(x, self.attention_norm, condition)
         out, own_carry, own_maps = self.attention(own, around.views, source=around.tokens, carry=carry[0], memory=memory[0], weights=shown)
         if self.norm_at == "mixed":
             x = x + self.dropout(out)
-            x = self.feed_forward_norm(x + self.dropout(self.feed_forward(self.attention_norm(x, told))), told)
+            x = self.feed_forward_norm(x + self.dropout(self.feed_forward(self.attention_norm(x, condition))), condition)
             return x, (own_carry, None), (own_maps, None)
-        x = self._after(x, out, self.attention_norm, told)
+        x = self._after(x, out, self.attention_norm, condition)
         cross_carry, cross_maps = None, None
         if self.cross is not None and self.cross_norm is not None:
-            asked = self._before(x, self.cross_norm, told)
+            asked = self._before(x, self.cross_norm, condition)
             out, cross_carry, cross_maps = self.cross(
                 asked, around.cross, source=around.encoded, carry=carry[1], memory=memory[1], weights=shown
             )
-            x = self._after(x, out, self.cross_norm, told)
-        x = self._after(x, self.feed_forward(self._before(x, self.feed_forward_norm, told)), self.feed_forward_norm, told)
+            x = self._after(x, out, self.cross_norm, condition)
+        x = self._after(x, self.feed_forward(self._before(x, self.feed_forward_norm, condition)), self.feed_forward_norm, condition)
         return x, (own_carry, cross_carry), (own_maps, cross_maps)
 
     def _before(self, x: Tensor, norm: nn.Module, condition: Tensor | None) -> Tensor:

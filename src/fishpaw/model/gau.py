@@ -20,6 +20,7 @@ from fishpaw.contracts import Attention, Memory, View
 from fishpaw.errors import ConfigError
 from fishpaw.model.block import Surroundings
 from fishpaw.model.linear import Linear
+from fishpaw.model.refusals import refused
 
 __all__ = ["GatedAttention", "Unit", "build"]
 
@@ -65,8 +66,8 @@ class GatedAttention(nn.Module):
         for index, view in enumerate(views):
             q = self._headed(view.grid.split(asked, 1), slice(0, self.heads), self.query_norm)      # [b h t w]
             k = self._headed(view.source.split(z, 1), slice(self.heads, None), self.key_norm)
-            told = None if carry is None else carry[index]
-            attended.append(self.kernel(q, k, view.source.split(v, self.keys), view, told, memory, weights))
+            carried = None if carry is None else carry[index]
+            attended.append(self.kernel(q, k, view.source.split(v, self.keys), view, carried, memory, weights))
         merged = [view.grid.merge(one.out) for view, one in zip(views, attended, strict=True)]
         out = self.output(gate * (merged[0] if len(merged) == 1 else torch.cat(merged)))
         return out, [one.carry for one in attended], [one.weights for one in attended]
@@ -116,13 +117,11 @@ class Unit(nn.Module):
 def build(config: ModelConfig) -> Unit:
     """A gated attention unit. ConfigError for an encoder, the norms "mixed", a gated activation, and values that heads can't share."""
     if config.encoder is not None:
-        raise ConfigError("A gated attention unit has no place for an encoder.", fix='Use block "block" in the decoder.')
+        raise refused("block 'gau' x an encoder")
     if config.norm_at == "mixed":
-        raise ConfigError('A gated attention unit has one norm: norm_at "mixed" can\'t be.', fix='Use "pre" or "post".')
+        raise refused("block 'gau' x norm_at 'mixed'")
     if activations.is_gated(config.activation):
-        raise ConfigError(
-            f"A gated attention unit has its own gate: activation is {config.activation!r}.", fix='Use "swish", or another without a gate.'
-        )
+        raise refused("block 'gau' x activation {}", repr(config.activation))
     if config.intermediate_size % config.attention_heads:
         raise ConfigError(
             f"intermediate_size {config.intermediate_size} is not a multiple of attention_heads {config.attention_heads}.",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fishpaw import activations, switch
+from fishpaw import activations, checks, switch
 from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
 from fishpaw.model.linear import Linear, Packed, product
@@ -134,8 +134,7 @@ class Classifier(nn.Module):
 
 def pooler(config: ModelConfig, *, activation: str = "tanh", at: str = "first") -> Pooler:
     """activation "tanh", "linear" or any other; at "first" or "last" token (a causal model has read the text only at the last)."""
-    if at not in ("first", "last"):
-        raise ConfigError(f"The pooler's at is {at!r}.", fix='Give "first" or "last".')
+    checks.one_of("The pooler's at", at, ("first", "last"))
     return Pooler(config, activation, at)
 
 
@@ -147,17 +146,17 @@ def nsp(config: ModelConfig) -> NextSentence:
 def lm(config: ModelConfig, *, bias: bool = False, scale: float = 1.0, start: int | None = None) -> LanguageModel:
     """GPT's head. scale: of the hidden states (T5 with a tied table: 1/sqrt(hidden_size)). start: the token that the answers of a decoder
     with an encoder begin with, None: padding; tasks/generate reads it."""
-    if start is not None and (isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < config.vocab_size):
-        raise ConfigError(f"The head's start is {start!r}.", fix=f"Give an id from 0 to {config.vocab_size - 1}, or leave it out.")
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-        raise ConfigError(f"The head's scale is {scale!r}.", fix="Give a positive number.")
-    return LanguageModel(config, _truth("bias", bias), scale)
+    checks.whole("The head's start", start, least=0, most=config.vocab_size - 1, optional=True)
+    checks.number("The head's scale", scale)
+    checks.truth("The head's bias", bias)
+    return LanguageModel(config, bias, scale)
 
 
 def mlm(config: ModelConfig, *, dense_bias: bool = True, activation: str | None = None) -> MaskedLanguageModel:
     """BERT's head; with a causal or UniLM mask it predicts the next token. dense_bias: of its matrix (ModernBERT has none); activation:
     after it, the layers' own if None."""
-    return MaskedLanguageModel(config, _truth("dense_bias", dense_bias), config.activation if activation is None else activation)
+    checks.truth("The head's dense_bias", dense_bias)
+    return MaskedLanguageModel(config, dense_bias, config.activation if activation is None else activation)
 
 
 def rtd(config: ModelConfig) -> ReplacedTokens:
@@ -167,16 +166,9 @@ def rtd(config: ModelConfig) -> ReplacedTokens:
 
 def classifier(config: ModelConfig, *, labels: Sequence[str], multi_label: bool = False, dropout: float = 0.1) -> Classifier:
     """Needs a pooler. At least one label, all different."""
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(f"The classifier's dropout is {dropout!r}.", fix="Give a number from 0 to below 1.")
-    _truth("multi_label", multi_label)
+    checks.number("The classifier's dropout", dropout, least=0, below=1)
+    checks.truth("The classifier's multi_label", multi_label)
     named = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
     if not named or len(set(labels)) < max(1, len(labels)):
-        raise ConfigError(f"The classifier's labels are {labels!r}.", fix="Give a list of different names.")
+        raise ConfigError(f"The classifier's labels are {checks.shown(labels)}.", fix="Give a list of different names.")
     return Classifier(config, labels, multi_label, dropout)
-
-
-def _truth(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"The head's {name} is {value!r}.", fix="Give true or false.")
-    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from fishpaw.model.cache import Cache
 from fishpaw.model.embedding import Embedding
 from fishpaw.model.heads import LanguageModel, MaskedLanguageModel
 from fishpaw.model.linear import Linear, Packed
-from fishpaw.model.refusals import refuse_attention
+from fishpaw.model.refusals import refuse_attention, refused
 
 __all__ = ["Transformer", "distinct"]
 
@@ -35,6 +35,7 @@ class Transformer(nn.Module):
 
     `recompute`: keep only each layer's input during training and compute the rest again in the backward pass (arXiv:1604.06174);
     slower by about a third, memory no longer grows with what a layer makes. `origin`: the hub id and commit that the weights are from.
+    `generation`: the ids "bos_token_id" (int) and "eos_token_id" (int or a list) that its files name, None where they say there is none.
     `compute`: the type that `prepare` chose, None if it wasn't called. `lent`: of an encoder that reads its decoder's token table.
     """
 
@@ -44,9 +45,10 @@ class Transformer(nn.Module):
         self.recompute = False
         self.compute: torch.dtype | None = None
         self.origin: str | None = None
+        self.generation: dict[str, int | list[int] | None] = {}
         self.masks: list[Mask] = [switch.build("masks", spec, config) for spec in distinct(config.turns("mask"))]
         self.positions = nn.ModuleList(switch.build("positions", spec, config) for spec in distinct(config.turns("position")))
-        self.kinds = [(_turn(config, "mask", index), _turn(config, "position", index)) for index in range(config.layers)]
+        self.kinds: list[Kind] = list(zip(_places(config, "mask"), _places(config, "position"), strict=True))
         self.embedding = Embedding(config, lent=lent)
         self.layers = nn.ModuleList(_block(config, index) for index in range(config.blocks))
         self.final_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size) if config.norm_at == "pre" else nn.Identity()
@@ -264,8 +266,10 @@ class Transformer(nn.Module):
         _within("token ids", batch.ids, self.config.vocab_size, "the vocabulary has")
         if batch.segments is not None and self.config.segments > 1:
             _within("segments", batch.segments, self.config.segments, "the model has")
-        if limit is not None and (longest := int(batch.positions.max()) + 1) > limit:
-            raise DataError(f"A text of {longest} tokens, but the model has {limit} positions.", fix=_SHORTER)
+        if limit is not None:
+            if (longest := max(int(rows.order.max()) for rows in batch.rows) + 1) > limit:
+                raise DataError(f"A text of {longest} tokens, but the model has {limit} positions.", fix=_SHORTER)
+            _within("positions", batch.positions, limit, "the model has")
 
     def _surroundings(
         self,
@@ -317,10 +321,12 @@ class Transformer(nn.Module):
             rows = []
             for grid, facts in zip(batch.grids, batch.rows, strict=True):
                 segments = None if batch.segments is None else grid.lay(batch.segments)
+                segments = None if segments is None else segments * facts.keep                      # padding doesn't tick
                 rows.append(replace(facts, time=self.mask.times(facts.order, segments)))
             batch = replace(batch, rows=tuple(rows))
         stored = cache is not None and cache.length > 0
         line: Tensor | None = None
+        positions = self._positions()
         views: dict[Kind, list[View]] = {kind: [] for kind in self.kinds}
         for grid, q in zip(batch.grids, batch.rows, strict=True):
             k, dense = q, grid.cells is None and (batch.dense or batch.shape is None)               # a packed group without cells is full
@@ -328,28 +334,29 @@ class Transformer(nn.Module):
                 k, line = cache.extend(batch, encoder)
                 dense = cache.dense
             for kind, laid in views.items():
-                mask, position = self.masks[kind[0]], self._positions()[kind[1]]
+                mask, position = self.masks[kind[0]], positions[kind[1]]
                 bias = position.bias(q.position, k.position)
                 ahead = {"full": False, "causal": stored or bias is not None, "unilm": batch.segments is not None}[mask.clock]
                 seen = None
                 if kind in self.masked and (not dense or mask.rules or line is not None or (ahead and grid.t > 1)):
                     seen = mask.allowed(q, k)
                     seen = (seen if line is None else seen & line)[:, None]                         # [b 1 1|q k]
-                laid.append(
-                    View(
-                        grid=grid,
-                        source=grid,
-                        q=q,
-                        k=k,
-                        position=position,
-                        at=position.at(q.position, k.position, q.position, dtype),
-                        clock=mask.clock,
-                        rules=mask.rules,
-                        mask=seen,
-                        bias=None if bias is None else bias.to(dtype),
-                        lanes=1 if cache is None else cache.lanes,
-                    )
+                view = View(
+                    grid=grid,
+                    source=grid,
+                    q=q,
+                    k=k,
+                    position=position,
+                    at=position.at(q.position, k.position, q.position, dtype),
+                    clock=mask.clock,
+                    rules=mask.rules,
+                    mask=seen,
+                    bias=None if bias is None else bias.to(dtype),
+                    lanes=1 if cache is None else cache.lanes,
                 )
+                if bias is not None:
+                    _ = view.additive                                # made here: a recomputed layer must find what it found
+                laid.append(view)
         return views
 
     def _cross_view(self, batch: Batch, own: View, encoder: Rows, encoder_batch: Batch | None) -> View:
@@ -366,8 +373,7 @@ class Transformer(nn.Module):
         for head in self.heads.values():
             if head.reads == "tokens":
                 chosen = stream if logits_at is None else stream[logits_at]
-                told = condition if condition is None or logits_at is None else condition[logits_at]
-                made = head(chosen, self.table, told)
+                made = head(chosen, self.table, condition if condition is None or logits_at is None else condition[logits_at])
                 setattr(output, str(head.fills), batch.restore(made) if logits_at is None else made)
             elif output.cache is None:                                           # a step has no whole sequence to pool
                 read = output.pooled if head.reads == "pooled" else stream[batch.first if head.at == "first" else batch.last()]
@@ -376,9 +382,22 @@ class Transformer(nn.Module):
 
 def distinct(specs: Sequence[switch.Spec]) -> list[switch.Spec]:
     """Each spec once, in the order of its first turn."""
-    return [spec for index, spec in enumerate(specs) if spec not in specs[:index]]
+    found: dict[Any, switch.Spec] = {}
+    for spec in specs:
+        found.setdefault(_key(spec), spec)
+    return list(found.values())
 
 
+def _key(value: Any) -> Any:
+    """Equal where values are equal, and hashable: options may be lists or objects."""
+    if isinstance(value, Mapping):
+        return frozenset((name, _key(one)) for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+_CLOCKS = 'Masks in turn share their clock: give one of them to all layers, or ["causal", {"name": "causal", "window": 128}], for example.'
 _SHORTER = "Truncate it, or load another position."
 
 
@@ -408,17 +427,20 @@ def _head_name(head: switch.Spec, config: ModelConfig) -> str:
     return name
 
 
-def _turn(config: ModelConfig, field: str, index: int) -> int:
-    specs = config.turns(field)
-    return distinct(specs).index(specs[index % len(specs)])
+def _places(config: ModelConfig, field: str) -> list[int]:
+    """For each layer which of the distinct specs is its own."""
+    specs, known = config.turns(field), dict[Any, int]()
+    places = [known.setdefault(_key(spec), len(known)) for spec in specs]
+    return [places[index % len(specs)] for index in range(config.layers)]
 
 
 def _block(config: ModelConfig, index: int) -> nn.Module:
     """Block `index`. The first of a model that norms before and has an embedding norm does without the norm that would come twice."""
-    specs = config.turns("attention")
-    if len(specs) > 1 and config.distinct_layers:
-        raise ConfigError("Layers that share weights can't take kinds of attention in turn.", fix="Leave out distinct_layers.")
-    block: nn.Module = switch.build("model", config.block, config.change({"attention": specs[index % len(specs)]}))
+    if config.distinct_layers and len(config.turns("attention")) > 1:
+        raise refused("distinct_layers x a list of attentions")
+    turns = {field: config.turns(field) for field in ("attention", "mask", "position")}
+    own = {field: specs[index % len(specs)] for field, specs in turns.items() if len(specs) > 1}    # what a layer has, no list of all
+    block: nn.Module = switch.build("model", config.block, config.change(own) if own else config)
     if config.norm_at == "pre" and config.embedding_norm and index == 0 and config.blocks == config.layers:
         block.attention_norm = switch.build("norms", "none", config.hidden_size)
     return block
@@ -428,13 +450,13 @@ def _refuse(model: Transformer) -> None:
     """Pairs of switches that can't be, each with its reason."""
     config = model.config
     if len({mask.clock for mask in model.masks}) > 1:
-        raise ConfigError(f"mask lists {', '.join(mask.clock for mask in model.masks)}.", fix="The masks of one model share their clock.")
+        raise ConfigError(f"mask lists {', '.join(mask.clock for mask in model.masks)}.", fix=_CLOCKS)
     if config.qk_norm and model.conditional:
-        raise ConfigError("qk_norm has no condition for a conditional norm.", fix="Leave out qk_norm, or use another norm.")
-    attentions, positions = config.turns("attention"), config.turns("position")
+        raise refused("qk_norm x norm {}", repr(switch.spec_name(config.norm)))
+    attentions, positions, parts = config.turns("attention"), config.turns("position"), model._positions()
     for index, ((own, cross), (mask, position)) in enumerate(zip(model.kernels(), model.kinds, strict=True)):
         name = switch.spec_name(attentions[index % len(attentions)])
-        place = switch.spec_name(positions[index % len(positions)]), model._positions()[position]
+        place = switch.spec_name(positions[index % len(positions)]), parts[position]
         refuse_attention(name, own, position=place, mask=model.masks[mask], residual_scores=config.residual_scores)
         if cross is not None:
             refuse_attention(name, cross, position=("none", model.own_position), mask=Mask("full"), residual_scores=False)

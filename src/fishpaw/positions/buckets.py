@@ -8,13 +8,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
 from fishpaw.errors import ConfigError
 from fishpaw.positions.distances import distances, looks_ahead
-from fishpaw.positions.options import check_whole
 
 __all__ = ["Buckets", "bucket", "build"]
+
+MOST = 2**12
+"""Buckets, at most."""
 
 
 class Buckets(Position):
@@ -22,9 +25,9 @@ class Buckets(Position):
 
     def __init__(self, heads: int, buckets: int, distance: int, *, bidirectional: bool, std: float) -> None:
         super().__init__()
-        check_whole("buckets", buckets, least=4 if bidirectional else 2)
+        checks.whole("The position's buckets", buckets, least=4 if bidirectional else 2, most=MOST)
         exact = buckets // (4 if bidirectional else 2)
-        check_whole("distance", distance, least=exact + 1)
+        checks.whole("The position's distance", distance, least=exact + 1)
         if bidirectional and buckets % 2:
             raise ConfigError(f"The position's buckets is {buckets}, but each direction gets half.", fix="Give an even number.")
         self.buckets = buckets
@@ -49,12 +52,12 @@ def bucket(distance: Tensor, buckets: int, farthest: int, *, bidirectional: bool
     far = distance.abs() if bidirectional else (-distance).clamp_min(0)
     exact = count // 2
     step = (far.clamp_min(exact).double() / exact).log() / math.log(farthest / exact) * (count - exact)
-    return first + torch.where(far < exact, far, (exact + step.long()).clamp_max(count - 1))
+    step = (step + 1e-6).long()                                      # on a border it is the next bucket, however a log is rounded
+    return first + torch.where(far < exact, far, (exact + step).clamp_max(count - 1))
 
 
 def build(config: ModelConfig, *, buckets: int = 32, distance: int = 128, bidirectional: bool | None = None) -> Buckets:
     """distance: from which on all share a bucket. bidirectional None: unless the mask is causal."""
-    if bidirectional is not None and not isinstance(bidirectional, bool):
-        raise ConfigError(f"The position's bidirectional is {bidirectional!r}.", fix="Give true or false, or leave it out.")
+    checks.truth("The position's bidirectional", bidirectional, optional=True)
     both = looks_ahead(config) if bidirectional is None else bidirectional
     return Buckets(config.attention_heads, buckets, distance, bidirectional=both, std=config.init_std)

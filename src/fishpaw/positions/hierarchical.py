@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
 from fishpaw.errors import ConfigError
 from fishpaw.positions.learned import Learned
-from fishpaw.positions.options import check_positive
 
 __all__ = ["Hierarchical", "build"]
 
@@ -23,7 +23,7 @@ class Hierarchical(Position):
 
     def __init__(self, learned: Learned, alpha: float) -> None:
         super().__init__()
-        check_positive("alpha", alpha, below=1)
+        checks.number("The position's alpha", alpha, below=1)
         if alpha == 0.5:
             raise ConfigError("The position's alpha is 0.5, with which places (i, j) and (j, i) are one.", fix="Give 0.4.")
         self.alpha = alpha

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.positions.distances import looks_ahead
-from fishpaw.positions.options import check_positive
 from fishpaw.positions.rerope import ReRoPE
 from fishpaw.positions.rotary import Rotary
 
@@ -22,6 +22,6 @@ def build(
     log_n: int | None = None,
 ) -> ReRoPE:
     """Distances 0, 1, …, window, window + 1/stretch, window + 2/stretch, …; stretch 1 is rotary, a large one ReRoPE."""
-    check_positive("stretch", stretch)
+    checks.number("The position's stretch", stretch)
     rotary = Rotary(config.width, theta, layout=layout, share=share)
     return ReRoPE(rotary, window, slope=1 / stretch, ahead=looks_ahead(config), log_n=log_n)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
 from fishpaw.errors import ConfigError
-from fishpaw.positions.options import check_whole
 
 __all__ = ["Learned", "build"]
 
@@ -18,7 +18,7 @@ class Learned(Position):
 
     def __init__(self, rows: int, size: int, std: float, *, offset: int = 0) -> None:
         super().__init__()
-        check_whole("offset", offset, least=0)
+        checks.whole("The position's offset", offset, least=0)
         if offset >= rows:
             raise ConfigError(f"The position's offset is {offset}, but its table has {rows} rows.", fix="Give a smaller one.")
         self.length = rows - offset

@@ -6,13 +6,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
 from fishpaw.positions.distances import distances
-from fishpaw.positions.options import check_whole
 from fishpaw.positions.sinusoidal import sinusoids
 
 __all__ = ["Nezha", "build"]
+
+FARTHEST = 2**16
+"""The reach, at most: two rows of the table a position."""
 
 
 class Nezha(Position):
@@ -26,7 +29,7 @@ class Nezha(Position):
 
     def __init__(self, size: int, reach: int) -> None:
         super().__init__()
-        check_whole("reach", reach, least=1)
+        checks.whole("The position's reach", reach, least=1, most=FARTHEST)
         self.reach = reach
         self.register_buffer("table", sinusoids(torch.arange(2 * reach + 1), size), persistent=False)
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
 from fishpaw.positions.distances import distances, looks_ahead, shared
-from fishpaw.positions.options import check_whole
 from fishpaw.positions.rotary import Rotary, growth
 
 __all__ = ["ReRoPE", "build"]
@@ -27,9 +27,8 @@ class ReRoPE(Position):
 
     def __init__(self, rotary: Rotary, window: int, *, slope: float = 0.0, ahead: bool = True, log_n: int | None = None) -> None:
         super().__init__()
-        check_whole("window", window, least=1)
-        if log_n is not None:
-            check_whole("log_n", log_n, least=2)
+        checks.whole("The position's window", window, least=1)
+        checks.whole("The position's log_n", log_n, least=2, optional=True)
         self.rotary = rotary
         self.window = window
         self.slope = slope

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
 from fishpaw.errors import ConfigError
 from fishpaw.positions.distances import shared
-from fishpaw.positions.options import check_one_of, check_positive, check_whole
 
 __all__ = ["Rescale", "Rotary", "Tables", "angles", "build", "growth", "turn_halves", "turn_pairs"]
 
@@ -55,12 +55,11 @@ class Rotary(Position):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        check_positive("theta", theta)
-        check_one_of("layout", layout, list(_TURNS))
-        check_positive("share", share)
-        check_positive("temperature", temperature)
-        if log_n is not None:
-            check_whole("log_n", log_n, least=2)
+        checks.number("The position's theta", theta)
+        checks.one_of("The position's layout", layout, list(_TURNS))
+        checks.number("The position's share", share)
+        checks.number("The position's temperature", temperature)
+        checks.whole("The position's log_n", log_n, least=2, optional=True)
         self.size = int(size * share)
         if self.size % 2 or not 0 < self.size <= size:
             raise ConfigError(

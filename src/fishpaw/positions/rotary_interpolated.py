@@ -6,8 +6,8 @@ from functools import partial
 
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
-from fishpaw.positions.options import check_positive
 from fishpaw.positions.rotary import Rotary
 
 __all__ = ["build", "slowed"]
@@ -28,5 +28,5 @@ def build(
     log_n: int | None = None,
 ) -> Rotary:
     """As rotary, at position / factor. Needs a little training at the new length; transformers calls it "linear"."""
-    check_positive("factor", factor)
+    checks.number("The position's factor", factor)
     return Rotary(config.width, theta, layout=layout, share=share, log_n=log_n, rescale=partial(slowed, factor=factor))

@@ -8,9 +8,9 @@ from functools import partial
 
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
-from fishpaw.positions.options import check_positive
 from fishpaw.positions.rotary import Rotary
 
 __all__ = ["build", "by_wavelength"]
@@ -38,7 +38,7 @@ def build(
     slow, fast = low_frequency_factor, high_frequency_factor
     numbers = {"factor": factor, "low_frequency_factor": slow, "high_frequency_factor": fast, "original_length": original_length}
     for name, value in numbers.items():
-        check_positive(name, value)
+        checks.number(f"The position's {name}", value)
     if fast <= slow:
         raise ConfigError(f"The position's high_frequency_factor {fast} isn't above low_frequency_factor {slow}.", fix="Exchange them.")
     rescale = partial(by_wavelength, factor=factor, slow=slow, fast=fast, length=original_length)

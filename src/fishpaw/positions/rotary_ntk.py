@@ -3,9 +3,9 @@ fastest pair stays as it is and the slowest is interpolated ("NTK-aware", 2023; 
 
 from __future__ import annotations
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
-from fishpaw.positions.options import check_positive
 from fishpaw.positions.rotary import Rotary
 
 __all__ = ["base", "build"]
@@ -28,6 +28,8 @@ def build(
     log_n: int | None = None,
 ) -> Rotary:
     """As rotary, with base(theta, factor, …) in the place of theta."""
-    check_positive("factor", factor)
+    checks.number("The position's factor", factor)
     plain = Rotary(config.width, theta, layout=layout, share=share, log_n=log_n)
-    return Rotary(config.width, base(theta, factor, plain.size), layout=layout, share=share, log_n=log_n)
+    turned = base(theta, factor, plain.size)
+    checks.number("The base that the position's theta and factor give", turned)
+    return Rotary(config.width, turned, layout=layout, share=share, log_n=log_n)

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
-from fishpaw.positions.options import check_positive
 from fishpaw.positions.rotary import Rotary
 
 __all__ = ["build", "by_parts"]
@@ -42,7 +42,7 @@ def build(
     numbers = {"factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow}
     length = config.max_positions if original_length is None else original_length
     for name, value in {**numbers, "original_length": length, "theta": theta}.items():
-        check_positive(name, value)
+        checks.number(f"The position's {name}", value)
     if theta <= 1:
         raise ConfigError(f"The position's theta is {theta}.", fix="Give a number above 1; 10000 is usual.")
     size = Rotary(config.width, theta, layout=layout, share=share).size

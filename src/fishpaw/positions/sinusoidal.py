@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Position
-from fishpaw.positions.options import check_positive
 
 __all__ = ["Sinusoidal", "build", "sinusoids"]
 
@@ -17,7 +17,7 @@ class Sinusoidal(Position):
 
     def __init__(self, size: int, theta: float) -> None:
         super().__init__()
-        check_positive("theta", theta)
+        checks.number("The position's theta", theta)
         self.size = size
         self.theta = theta
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +22,21 @@ from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
 from fishpaw.losses.classification import cross_entropy, multi_label
 from fishpaw.model.heads import Classifier
 from fishpaw.model.transformer import Transformer
-from fishpaw.switch import Spec, spec_name
-from fishpaw.tasks.encode import bar, compute, encoded, windows
+from fishpaw.switch import Spec, spec_name, spec_options
+from fishpaw.tasks.encode import bar, compute, encoded, refuse_decoder, windows
 from fishpaw.tasks.settings import WithSettings, read_settings
 from fishpaw.text.encoding import Encoding, Tokenizer, check_pairs
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
+from fishpaw.weights.changes import gathered
 from fishpaw.weights.load import inspect, tell, tokenizer_of
 from fishpaw.weights.save import save
 
 __all__ = ["Classify", "Prediction", "pairs_of"]
 
+_log = logging.getLogger("fishpaw")
 _FEW = 1000                      # texts; of fewer every character is kept
 _THRESHOLD = 0.5                 # of a label's probability, where several may hold
 
@@ -73,6 +76,7 @@ class Classify:
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, max_length: int = 128, pairs: bool | None = None) -> None:
+        refuse_decoder(model, "classify texts")
         if "classifier" not in model.heads:
             raise ConfigError("The model has no classifier.", fix="Make the task with Classify.load(…, labels=[…]).")
         _at_least("max_length", max_length, 4)
@@ -92,16 +96,29 @@ class Classify:
         max_length: int | None = None,
         revision: str | None = None,
         seed: int = 0,
+        family: str | None = None,
+        mask: Spec | None = None,
+        position: Spec | None = None,
+        attention: Spec | None = None,
+        norm: Spec | None = None,
+        residual_scores: bool | None = None,
+        changes: Mapping[str, Any] | None = None,
     ) -> Classify:
         """A saved task, or any encoder with a new classifier for `labels` (its random start from `seed`).
 
         Without labels the checkpoint's own classifier is used, and also where its labels are these, in whatever order: then they keep
-        their own. Errors: ConfigError where there is no classifier, or for labels that can't be told apart; those of fp.load.
+        their own. max_length: in tokens, by default 128 or what was saved; never beyond the model's positions. family, mask … changes:
+        as of fp.load, switches to turn before training. Errors: ConfigError where there is no classifier, for labels that can't be told
+        apart, and for an encoder-decoder; those of fp.load.
         """
         if labels is None and multi_label is not None:
             raise ConfigError("multi_label is given without labels.", fix="Name the labels, or leave multi_label out.")
         head = None if labels is None else _classifier(labels, bool(multi_label))
-        model, found = inspect(name, revision=revision)
+        turned = gathered(mask, position, attention, norm, None, residual_scores, None, changes)
+        if "heads" in turned:
+            raise ConfigError("A classifier's heads are its own.", fix="Leave heads out of changes.")
+        model, found = inspect(name, changes=turned, revision=revision, family=family)
+        refuse_decoder(model, "classify texts")
         tokenizer = tokenizer_of(found)
         length, pairs = _saved(found.folder, new=head is not None)
         tell(found)
@@ -112,7 +129,10 @@ class Classify:
             with _seeded(seed):
                 model.set_heads([_pooler(model.config, model.mask.clock), head])
             pairs = None
-        return cls(model, tokenizer, max_length=length if max_length is None else max_length, pairs=pairs)
+        task = cls(model, tokenizer, max_length=length if max_length is None else max_length, pairs=pairs)
+        if max_length is not None and task.max_length < max_length:
+            _log.warning("max_length is %d, but the model has %d positions: texts are cut there", max_length, task.max_length)
+        return task
 
     @classmethod
     def new(
@@ -372,9 +392,10 @@ def _check_kind(trained: bool | None, given: bool) -> None:
 
 
 def _pooler(config: ModelConfig, clock: str) -> Spec:
-    """The checkpoint's own, else as transformers has it; of a mask that doesn't look ahead only the last token has read all."""
+    """The checkpoint's own, unless it reads a first token that sees nothing else; or as transformers has it. Of a mask that doesn't look
+    ahead only the last token has read all."""
     held = next((head for head in config.heads if spec_name(head) == "pooler"), None)
-    if held is not None:
+    if held is not None and (clock != "causal" or spec_options(held).get("at") == "last"):
         return held
     activation = config.activation if config.family == "roformer" else "tanh"
     return {"name": "pooler", "activation": activation} | ({} if clock == "full" else {"at": "last"})

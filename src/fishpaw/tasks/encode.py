@@ -19,7 +19,7 @@ from fishpaw.model.transformer import Transformer
 from fishpaw.text.encoding import Encoding, Tokenizer
 from fishpaw.weights.load import load
 
-__all__ = ["Pool", "bar", "compute", "encode", "encoded", "packed", "stream", "windows"]
+__all__ = ["Pool", "bar", "compute", "encode", "encoded", "packed", "refuse_decoder", "stream", "windows"]
 
 Pool = Literal["first", "mean", "pooler"]
 Read = Callable[[Output, Batch], Tensor]
@@ -40,7 +40,8 @@ def encode(
 
     model: a name for fp.load, or a model and its tokenizer (prepare it for speed: model.prepare()). pool: "mean" of the tokens, the
     "first" one, or the checkpoint's "pooler". max_length: in tokens; default what the model reads. tokens: a batch. progress: a bar;
-    None: on a terminal. Errors: those of fp.load; ConfigError for a pooler that isn't there; DataError for one string.
+    None: on a terminal. Errors: those of fp.load; ConfigError for a pooler that isn't there or an encoder-decoder; DataError for one
+    string.
     """
     pair = load(model) if isinstance(model, str | Path) else model
     pieces = list(stream(texts, pair, pool=pool, max_length=max_length, tokens=tokens, progress=progress))
@@ -58,6 +59,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """As `encode`, [m d] for the next m texts at a time, in constant memory."""
     network, tokenizer = model
+    refuse_decoder(network, "make vectors of texts")
     if pool not in ("first", "mean", "pooler"):
         raise ConfigError(f"pool is {pool!r}.", fix='Choose "mean", "first" or "pooler".')
     if pool == "pooler" and "pooler" not in network.heads:
@@ -67,6 +69,13 @@ def stream(
     with bar(texts, progress) as tell:
         for encodings in windows(texts, None, tokenizer, max_length=length):
             yield compute(network, encodings, _READ[pool], tokens=tokens, tell=tell)
+
+
+def refuse_decoder(model: Transformer, what: str) -> None:
+    """ConfigError for an encoder-decoder, whose forward reads two texts."""
+    if model.encoder is not None:
+        fix = 'Load its encoder alone: family="t5_encoder" of a T5, "t5.1.1_encoder" or "mt5_encoder" of its successors.'
+        raise ConfigError(f"An encoder-decoder can't {what}.", fix=fix)
 
 
 def windows(

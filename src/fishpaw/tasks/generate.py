@@ -31,13 +31,16 @@ class Generate:
 
     A causal model continues a text: what the tokenizer adds before it stays ([CLS]), what it adds behind it goes; a text without any token
     is the end token. A UniLM model answers [CLS] text [SEP]. An encoder-decoder's encoder reads the text as the tokenizer makes it.
-    ends: the tokens that end an answer, by default the tokenizer's eos_id; (tokenizer.line_id,) for a few lines shown to CPM-LM.
+    ends: the tokens that end an answer, by default the tokenizer's eos_id and those that the checkpoint names (eos_token_id of its
+    generation_config.json or config.json: model.generation); (tokenizer.line_id,) for a few lines shown to CPM-LM. cut: how many of the
+    prompts encoded so far were longer than the model reads, and lost their beginning.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, ends: Sequence[int] | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.ends = (tokenizer.eos_id,) if ends is None else tuple(ends)
+        self.ends = _ends(model, tokenizer) if ends is None else tuple(ends)
+        self.cut = 0
         self.stepper = TransformerStepper(model, start_id=None if model.encoder is None else _start(model))
         self._dropped = _closing(tokenizer) if model.encoder is None and model.mask.clock != "unilm" else 0
 
@@ -47,7 +50,7 @@ class Generate:
 
     def encode(self, texts: Sequence[str], *, max_new: int = 0, special: bool = True) -> Batch:
         """Prompts, or what the encoder reads, padded on the left. Where positions are limited, texts lose their beginning so that `max_new`
-        tokens fit. special: False for texts that hold the special tokens, as chat templates write them."""
+        tokens fit, and are counted in `cut`. special: False for texts that hold the special tokens, as chat templates write them."""
         if isinstance(texts, str) or not texts:
             raise DataError("There is no list of prompts.", fix="Give at least one text, in a list.")
         check_whole("max_new", max_new, 0, None)
@@ -96,10 +99,19 @@ class Generate:
     def _prompt(self, text: str, room: int | None, special: bool) -> Encoding:
         dropped = self._dropped if special else 0
         whole = self.tokenizer.encode(text, max_length=None if room is None else room + dropped, truncate="left", special=special)
+        if room is not None and len(whole) >= room + dropped:
+            self.cut += len(self.tokenizer.encode(text, special=special)) > len(whole)
         end = len(whole) - dropped
         if not end:
             return Encoding([self.tokenizer.eos_id], [0], [""], [(0, 0)])
         return Encoding(whole.ids[:end], whole.segments[:end], whole.tokens[:end], whole.offsets[:end])
+
+
+def _ends(model: Transformer, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokenizer's end, and those of the checkpoint; each once."""
+    named = model.generation.get("eos_token_id")
+    others = named if isinstance(named, list) else [] if named is None else [named]
+    return tuple(dict.fromkeys((tokenizer.eos_id, *others)))
 
 
 def _closing(tokenizer: Tokenizer) -> int:

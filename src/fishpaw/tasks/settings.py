@@ -26,6 +26,11 @@ class WithSettings:
     tokenizer: Tokenizer
     settings: Mapping[str, Any]
 
+    @property
+    def size(self) -> int:
+        """The tokenizer's number of tokens."""
+        return self.tokenizer.size
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files and task.json."""
         self.tokenizer.save(folder)

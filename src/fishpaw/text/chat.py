@@ -7,14 +7,17 @@ no value grows beyond a bound. What templates may use: https://huggingface.co/do
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
 from fishpaw.files import blobs, inside
+from fishpaw.text.budget import STEPS, TURN, Budget
 from fishpaw.text.normalize import mend
 
 if TYPE_CHECKING:
@@ -25,17 +28,23 @@ if TYPE_CHECKING:
 __all__ = ["read_template", "render"]
 
 _LONGEST_TEMPLATE = 2**20                                       # characters
-_LARGEST = 2**24                                                # characters of one value, and of all output
-_COPIED = 2**28                                                 # characters that all values on the way have together
-_STEPS = 10**6                                                  # entries looked at; a turn of a loop or a call counts for several
-_TURN = 5
 _KNOWN = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 _FILTERS = frozenset((
     "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "indent", "int", "items",
     "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select",
     "selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper",
 ))
+_ARGUMENTS = frozenset(("add_generation_prompt", "documents", "messages", "tools"))       # of `render`, which would replace such an option
+_AT_ONCE = frozenset((                                          # filters that don't look at what is in the entries, or only one at a time
+    "abs", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject", "rejectattr", "reverse", "round", "safe",
+    "select", "selectattr",
+))
 _GROWING = frozenset(("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"))
+_BACKWARDS = frozenset(("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"))
+_COMPARED: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType({
+    "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "gteq": operator.ge, "lt": operator.lt, "lteq": operator.le,
+    "in": lambda one, all: one in all, "notin": lambda one, all: one not in all,
+})  # fmt: skip
 
 
 def render(
@@ -53,7 +62,7 @@ def render(
     messages: {"role": "user", "content": "…"} each; content may be a list of parts, or None beside "tool_calls". special: what the
     template calls bos_token, eos_token …; options: its own switches, such as {"enable_thinking": False}.
     Raises DataError for a message of a wrong kind or one that the template refuses (with its reason), ConfigError for a template that is
-    broken or does what it must not, or without jinja2.
+    broken or does what it must not, for options of the names of arguments or special tokens, or without jinja2.
 
     >>> render([{"role": "user", "content": "你好"}], template=read_template("qwen"))
     """
@@ -61,6 +70,10 @@ def render(
         raise ConfigError("there is no chat template.", fix="Give the text of chat_template.jinja.")
     if len(template) > _LONGEST_TEMPLATE:
         raise ConfigError(f"the chat template has {len(template):,} characters.", fix="Is it a template?")
+    for name in options or {}:
+        if name in _ARGUMENTS or name in (special or {}):
+            own = name if name in _ARGUMENTS else "special"
+            raise ConfigError(f"options holds {name!r}, which is not an option of a template.", fix=f"Give it to render as {own}.")
     template = mend(template)
     values: dict[str, object] = {key: mend(token) for key, token in (special or {}).items()}
     values |= {str(key): _plain(value, f"option {key!r}") for key, value in (options or {}).items()}
@@ -74,7 +87,7 @@ def render(
     except ImportError as error:
         raise ConfigError("chat templates need the package jinja2.", fix='Run: pip install "fishpaw[chat]"') from error
     try:
-        environment = _sandbox(_Budget())
+        environment = _sandbox(Budget())
         compiled = jinja2.Template.from_code(environment, _compiled(template), environment.make_globals(None))
         return compiled.render(values)
     except FishpawError:
@@ -85,8 +98,8 @@ def render(
     except exceptions.TemplateSyntaxError as error:
         said = str(error.message).rstrip(".")
         raise ConfigError(f"the chat template, line {error.lineno}: {said}.", fix="Correct the template.") from error
-    except (exceptions.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
-            ValueError) as error:
+    except (exceptions.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError,
+            ValueError) as error:                               # SyntaxError: the Python that jinja2 makes of it, nested too deeply
         raise ConfigError(f"the chat template failed: {type(error).__name__}: {str(error).rstrip('.'):.200}.",
                           fix="Is it the template of this model, and complete?") from error
 
@@ -111,57 +124,6 @@ def read_template(folder: str | Path, *, name: str = "default") -> str | None:
     if found is not None and not isinstance(found, str):
         raise CheckpointError(f"{path}: chat_template is a {type(found).__name__}.", fix="Fetch the file again.")
     return found
-
-
-class _Budget:
-    """What one rendering has left."""
-
-    def __init__(self) -> None:
-        self.steps, self.written, self.copied = _STEPS, _LARGEST, _COPIED
-
-    def step(self, written: int) -> str:
-        """One turn of a loop or call of a macro, which writes at least so many characters."""
-        self.work(_TURN)
-        return self.spend(written)
-
-    def work(self, steps: int) -> None:
-        self.steps -= steps
-        if self.steps < 0:
-            raise _too_much(f"more than {_STEPS:,} steps")
-
-    def spend(self, characters: int) -> str:
-        self.written -= characters
-        if self.written < 0:
-            raise _too_much(f"more than {_LARGEST:,} characters")
-        return ""
-
-    def write(self, value: object) -> object:
-        """An expression's value on its way into the text."""
-        self.spend(self.weigh(value))
-        return value
-
-    def room(self, characters: int) -> None:
-        """Refuse a value before it is made."""
-        self.copied -= characters
-        if characters > _LARGEST or self.copied < 0:
-            raise _too_much(f"values of more than {_LARGEST:,} characters")
-
-    def weigh(self, value: object) -> int:
-        """Characters and entries of a value, spelt out: a list that holds another a hundred times counts it a hundred times."""
-        total, waiting = 0, [value]
-        while waiting:
-            one = waiting.pop()
-            self.work(1)
-            total += len(one) + 1 if isinstance(one, str | bytes) else one.bit_length() // 3 + 1 if isinstance(one, int) else 1
-            if isinstance(one, dict | list | tuple | set | frozenset):
-                self.work(len(one))
-                waiting += [*one, *one.values()] if isinstance(one, dict) else one
-        self.room(total)
-        return total
-
-
-def _too_much(what: str) -> ConfigError:
-    return ConfigError(f"the chat template makes {what}.", fix="Don't use this template, or give it shorter messages.")
 
 
 def _checked(messages: object, template: str) -> list[Any]:
@@ -204,12 +166,15 @@ def _compiled(template: str) -> CodeType:
     """The template's code, with a step counted in every loop and macro."""
     from jinja2 import nodes
 
-    environment = _sandbox(_Budget())
+    environment = _sandbox(Budget())
     tree = environment.parse(template)
     for node in list[Any](tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
         written = nodes.Const(sum(len(data.data) for data in node.find_all(nodes.TemplateData)))
         count = nodes.Call(nodes.EnvironmentAttribute("step"), [written], [], None, None)
         node.body.insert(0, nodes.Output([count]).set_lineno(node.lineno))
+        if isinstance(node, nodes.For) and node.test is not None:           # entries that are passed over are no turns, but looked at
+            passed = nodes.Call(nodes.EnvironmentAttribute("step"), [nodes.Const(0)], [], None, None)
+            node.test = nodes.And(nodes.Not(passed), node.test).set_lineno(node.lineno)
 
     def bounded(node: nodes.Node) -> None:
         for field, child in node.iter_fields():
@@ -227,6 +192,12 @@ def _compiled(template: str) -> CodeType:
             return nodes.Filter(nodes.List(node.nodes), "concat", [], [], None, None).set_lineno(node.lineno)
         if isinstance(node, nodes.List | nodes.Dict) or isinstance(node, nodes.Tuple) and node.ctx == "load":
             return nodes.Filter(node, "weighed", [], [], None, None).set_lineno(node.lineno)
+        if isinstance(node, nodes.Compare):
+            values, names = [node.expr, *(one.expr for one in node.ops)], nodes.Const(" ".join(one.op for one in node.ops))
+            return nodes.Filter(nodes.List(values), "compared", [names], [], None, None).set_lineno(node.lineno)
+        if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+            ends = [end or nodes.Const(None) for end in (node.arg.start, node.arg.stop, node.arg.step)]
+            return nodes.Filter(node.node, "sliced", ends, [], None, None).set_lineno(node.lineno)
         return node
 
     bounded(tree)
@@ -234,7 +205,7 @@ def _compiled(template: str) -> CodeType:
     return environment.compile(tree)
 
 
-def _sandbox(budget: _Budget) -> ImmutableSandboxedEnvironment:
+def _sandbox(budget: Budget) -> ImmutableSandboxedEnvironment:
     """transformers' environment, less what can write without end."""
     from jinja2 import exceptions, ext, pass_eval_context, utils
     from jinja2.runtime import Context, Undefined
@@ -242,6 +213,7 @@ def _sandbox(budget: _Budget) -> ImmutableSandboxedEnvironment:
 
     def replacing(text: str, old: object, new: object) -> None:
         if isinstance(old, str) and isinstance(new, str):
+            budget.search(text, len(old))
             budget.room(len(text) + text.count(old) * len(new))
 
     class Generation(ext.Extension):
@@ -260,10 +232,15 @@ def _sandbox(budget: _Budget) -> ImmutableSandboxedEnvironment:
             super().__setitem__(name, value)
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("+", "*", "**", "%"))
+        intercepted_binops = frozenset(("+", "*", "**", "%", "//"))
 
         def step(self, written: int) -> str:
             return budget.step(written)
+
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            if isinstance(argument, tuple):                     # hashed
+                budget.read(argument)
+            return super().getitem(obj, argument)
 
         def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
             raise exceptions.SecurityError(f"it asks for {attribute!r} of a {type(obj).__name__}")
@@ -296,15 +273,18 @@ def _sandbox(budget: _Budget) -> ImmutableSandboxedEnvironment:
                 budget.room(1000 * left.bit_length() * max(right, 0))
             elif operator == "%" and not isinstance(left, int | float):
                 raise exceptions.SecurityError("it formats with %")
+            elif isinstance(left, int):                         # % or //
+                budget.room(1000 * left.bit_length())
             return super().call_binop(context, operator, left, right)
 
         # Two underscores, as jinja2 has it: a macro's own argument may be called self. Keywords pass through, none is dropped.
         def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:
             owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-            if isinstance(owner, bytes) and name != "decode":
-                raise exceptions.SecurityError(f"it calls {name} of bytes")
+            if isinstance(owner, int | float) or isinstance(owner, bytes) and name != "decode":
+                raise exceptions.SecurityError(f"it calls {name} of {type(owner).__name__}")
+            given = [*args, *named.values()]
             if isinstance(owner, str):
-                if name in _GROWING:
+                if name in _GROWING or name == "encode" and given:          # some codecs are quadratic
                     raise exceptions.SecurityError(f"it calls str.{name}")
                 if name == "replace" and len(args) > 1:
                     replacing(owner, args[0], args[1])
@@ -312,10 +292,25 @@ def _sandbox(budget: _Budget) -> ImmutableSandboxedEnvironment:
                     entries = list(args[0])
                     budget.room(budget.weigh(entries) + len(owner) * len(entries))
                     args = (entries,)
+                elif name in ("startswith", "endswith"):
+                    budget.read(given)
+                else:
+                    budget.search(owner, max((len(one) for one in given if isinstance(one, str)), default=0), backwards=name in _BACKWARDS)
+            elif isinstance(owner, bytes):
+                if given:
+                    raise exceptions.SecurityError("it calls bytes.decode with a codec")
+                budget.search(owner, 0)
+            elif isinstance(owner, list | tuple) and name in ("count", "index") and args:
+                budget.contain(args[0], owner)
+            elif name == "changed":                             # of a loop: compares with the turn before
+                budget.read(given)
             if __obj is dict or name == "fromkeys":
                 raise exceptions.SecurityError("it calls a type")
-            budget.work(_TURN)
-            return super().call(__context, __obj, *args, **named)
+            budget.work(TURN)
+            found = super().call(__context, __obj, *args, **named)
+            if isinstance(owner, str | bytes):
+                budget.weigh(found)
+            return budget.made(found) if name == "copy" else found
 
     def raise_exception(message: object) -> None:
         raise DataError(f"the chat template refuses these messages: {message!s:.300}.", fix="Give the messages in the order it asks for.")
@@ -347,6 +342,18 @@ def _sandbox(budget: _Budget) -> ImmutableSandboxedEnvironment:
         budget.room(budget.weigh(values))
         return "".join(map(str, values))
 
+    def compared(values: list[Any], names: str) -> bool:
+        for name, left, right in zip(names.split(), values, values[1:], strict=False):
+            (budget.contain if name in ("in", "notin") else budget.compare)(left, right)
+            if not _COMPARED[name](left, right):
+                return False
+        return True
+
+    def sliced(value: Any, *ends: Any) -> Any:
+        if isinstance(value, str | bytes | list | tuple):
+            budget.room(len(range(*slice(*ends).indices(len(value)))))
+        return budget.made(value[slice(*ends)])
+
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols], finalize=budget.write)
     known = environment.filters
     replace, indent, join, string = known["replace"], known["indent"], known["join"], known["string"]
@@ -368,26 +375,44 @@ def _sandbox(budget: _Budget) -> ImmutableSandboxedEnvironment:
         budget.room((len(str(text)) if blank else str(text).count("\n") + 1) * max(size, 0))
         return indent(text, width, first, blank)
 
-    def charged(function: Any) -> Any:
+    def charged(name: str, function: Any) -> Any:
         @wraps(function)
         def filtered(*args: Any, **named: Any) -> Any:
-            for one in args:
-                budget.work(len(one) // (1000 if isinstance(one, str) else 1) if isinstance(one, str | list | tuple | dict) else 1)
-            return function(*args, **named)
+            if name not in _AT_ONCE:
+                args = tuple(list(one) if isinstance(one, Iterator) else one for one in args)
+                budget.read([*args, *named.values()])
+            if name == "trim":
+                budget.search(str(args[0]), max(len(str(one)) for one in (*args[1:], *named.values(), "")), backwards=True)
+            if name == "title":                                 # word by word, in Python
+                budget.work(budget.weigh(args[0]) // 4)
+            if name == "round" and any(isinstance(one, int) and abs(one) > 400 for one in (*args[1:], *named.values())):
+                raise exceptions.SecurityError("it rounds to more than 400 digits")
+            return budget.made(function(*args, **named))
 
         return filtered
 
+    def tested(charge: Any, test: Any) -> Any:
+        def found(*args: Any) -> Any:
+            charge(*args)
+            return test(*args)
+
+        return found
+
     def counted(*args: int) -> range:
         found = range(*args)
-        budget.work(min(len(found), _STEPS + 1) if found.stop < 2**62 else _STEPS + 1)
+        budget.work(min(len(found), STEPS + 1) if found.stop < 2**62 else STEPS + 1)
         return found
 
     def filter_string(value: Any) -> Any:
         return string(weighed(value))
 
-    environment.filters = {name: charged(one) for name, one in known.items() if name in _FILTERS}
+    environment.filters = {name: charged(name, one) for name, one in known.items() if name in _FILTERS}
     environment.filters |= {"tojson": tojson, "weighed": weighed, "concat": concat, "replace": filter_replace, "indent": filter_indent,
-                            "join": filter_join, "string": filter_string}
+                            "join": filter_join, "string": filter_string, "compared": compared, "sliced": sliced}
+    tests = environment.tests
+    tests |= {name: tested(budget.compare, one) for name, one in tests.items() if getattr(one, "__module__", "") == "_operator"}
+    tests |= {name: tested(charge, tests[name])
+              for name, charge in (("in", budget.contain), ("lower", budget.read), ("upper", budget.read))}
     environment.globals = {"range": counted, "namespace": namespace, "raise_exception": raise_exception,
                            "strftime_now": strftime_now, "dict": lambda *args, **named: weighed(dict(*args, **named)),
                            "cycler": environment.globals["cycler"], "joiner": environment.globals["joiner"]}

@@ -6,11 +6,11 @@ Zhang et al. 2020, arXiv:2012.00413; the recipe: https://github.com/TsinghuaAI/C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from fishpaw.errors import CheckpointError, DataError
+from fishpaw.errors import CheckpointError
 from fishpaw.text.encoding import Encoding, Pieces, Side, assemble, check_pairs
 from fishpaw.text.normalize import mend
+from fishpaw.text.roles import Roles
 from fishpaw.text.sentencepiece import find_pieces, open_model
 from fishpaw.text.words import WordCutter, jieba_cutter
 
@@ -20,7 +20,7 @@ _BLANK, _LINE = "\u2582", "\u2583"
 _VISIBLE = str.maketrans(" \n", _BLANK + _LINE)
 
 
-class Cpm:
+class Cpm(Roles):
     """Encode and decode with CPM's SentencePiece model (chinese_vocab.model), given as the bytes of its file.
 
     A line end is one token, `line_id` = 3; like every word it may have the blank piece before it. files: what `save` writes beside, name ->
@@ -32,14 +32,16 @@ class Cpm:
         self.model, self.name = model, name
         self.files = dict(files or {"tokenizer_config.json": b'{"tokenizer_class": "CpmTokenizer"}\n'})
         self._spm = open_model(model)
-        self.tokens = tuple(self._spm.id_to_piece(list(range(len(self._spm)))))
+        tokens = self._spm.id_to_piece(list(range(len(self._spm))))
+        unknown = self._spm.unk_id()
+        named = {"eos": self._spm.piece_to_id("<eod>"), "pad": self._spm.piece_to_id("<pad>"), "unk": unknown}      # no mask: never trained
+        super().__init__(tokens, named, {**self.files, name: model})
         line = next((token for token in (_LINE, "<cls>") if token in self.tokens), None)   # older files of the same model call it <cls>
         if line is None:
             raise CheckpointError("the SentencePiece model has neither ▃ nor <cls> for line ends.", fix="Use CPM's chinese_vocab.model.")
         self.line_id = self.tokens.index(line)
-        unknown = self._spm.unk_id()
-        self.special_ids = frozenset(id for id in range(min(len(self.tokens), 1000)) if id != self.line_id
-                                     and (id == unknown or self._spm.is_control(id) or self.tokens[id] in ("<eod>", "<eop>")))
+        self.special_ids = frozenset(id for id, token in enumerate(self.tokens) if id != self.line_id
+                                     and (id == unknown or self._spm.is_control(id) or token in ("<eod>", "<eop>")))
         self._cut: WordCutter = jieba_cutter(hidden=True)
 
     def encode(self, text: str, pair: str | None = None, *, max_length: int | None = None, truncate: Side = "right",
@@ -61,45 +63,13 @@ class Cpm:
         outside the vocabulary."""
         kept: list[str] = []
         run: list[int] = []
-        for id in map(int, ids):
-            if not 0 <= id < self.size:
-                raise DataError(f"id {id} is outside the vocabulary of {self.size} tokens.", fix="Decode ids of this tokenizer's model.")
+        for id in self._within(ids):
             if id == self.line_id or id in self.special_ids:
                 kept += [self._text(run), _LINE if id == self.line_id else "" if skip_special else self.tokens[id]]
                 run = []
             else:
                 run.append(id)
         return "".join([*kept, self._text(run)]).replace(_BLANK, " ").replace(_LINE, "\n")
-
-    def save(self, folder: Path) -> None:
-        """Write the model and the files that came with it, byte for byte."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in {**self.files, self.name: self.model}.items():
-            (folder / name).write_bytes(data)
-
-    @property
-    def size(self) -> int:
-        """Number of ids."""
-        return len(self.tokens)
-
-    @property
-    def eos_id(self) -> int:
-        """<eod>, the end of a document."""
-        return int(self._spm.piece_to_id("<eod>"))
-
-    @property
-    def pad_id(self) -> int:
-        return int(self._spm.piece_to_id("<pad>"))
-
-    @property
-    def unk_id(self) -> int:
-        return int(self._spm.unk_id())
-
-    @property
-    def mask_id(self) -> int:
-        """Raises DataError: CPM-LM was trained without a mask, though its file has the piece."""
-        raise DataError("CPM's tokenizer has no mask.", fix="Use a BERT or RoFormer.")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.model, self.name, self.files)

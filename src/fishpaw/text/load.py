@@ -12,7 +12,7 @@ from fishpaw.files import blobs, inside
 from fishpaw.text.bpe import ByteLevel
 from fishpaw.text.cpm import Cpm
 from fishpaw.text.encoding import Tokenizer
-from fishpaw.text.pipeline import Pipeline, content, named_tokens
+from fishpaw.text.pipeline import Pipeline, added_tokens, content, named_tokens
 from fishpaw.text.sentencepiece import SentencePiece
 from fishpaw.text.vocab import SPECIAL, Vocab
 from fishpaw.text.wordpiece import WordPiece
@@ -212,19 +212,9 @@ def _byte_level(folder: Path, config: dict[str, Any] | None, described: dict[str
 
 
 def _added_tokens(folder: Path, config: dict[str, Any] | None, described: dict[str, Any] | None) -> dict[int, str]:
-    """Tokens by id that are matched whole, as the various generations of transformers wrote them."""
-    found: dict[int, str] = {}
-    decoder = (config or {}).get("added_tokens_decoder") or {}
-    pairs = [(id, content(token)) for id, token in decoder.items()] if isinstance(decoder, dict) else []
-    listed = (described or {}).get("added_tokens") or []
-    pairs += [(token.get("id"), content(token)) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
-    pairs += [(id, token) for token, id in (_read_json(_held(folder, "added_tokens.json")) or {}).items()]
-    for id, token in pairs:
-        if not str(id).isdecimal() or not token:
-            raise CheckpointError(f"{folder}: an added token is {token!r:.60} with id {id!r:.60}.",
-                                  fix="Correct added_tokens in the tokenizer files.")
-        found[int(id)] = token
-    return found
+    """Tokens by id that are matched whole."""
+    more = _read_json(_held(folder, "added_tokens.json")) or {}
+    return _checked(folder, lambda: {id: text for id, text, _ in added_tokens(config or {}, described or {}, more)})
 
 
 def _with_added(vocab: Vocab, more: dict[int, str], folder: Path) -> tuple[Vocab, list[str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
@@ -19,8 +18,9 @@ from tokenizers import Tokenizer as RustTokenizer
 from fishpaw.errors import CheckpointError, DataError, FishpawError
 from fishpaw.text.encoding import Encoding, Side, check_pairs, room, share
 from fishpaw.text.normalize import mend
+from fishpaw.text.roles import Roles
 
-__all__ = ["ROLES", "Pipeline", "content", "named_tokens"]
+__all__ = ["ROLES", "Pipeline", "added_tokens", "content", "named_tokens"]
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _USUAL = {                                                      # where no file says which is which
@@ -30,7 +30,7 @@ _USUAL = {                                                      # where no file 
 }
 
 
-class Pipeline:
+class Pipeline(Roles):
     """Encode and decode as the files say: {"tokenizer.json": bytes, and as far as there are "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja": bytes}.
 
@@ -47,7 +47,7 @@ class Pipeline:
             self._rust = RustTokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
             self._rust.no_truncation()                          # the caller says how long, and pads
             self._rust.no_padding()
-        self._add(config, described)
+        self._add(added_tokens(config, described, _object(files, "added_tokens.json")))
         self._processor = self._rust.post_processor
         self._rust.post_processor = None
         vocab = self._rust.get_vocab(with_added_tokens=True)
@@ -56,10 +56,9 @@ class Pipeline:
             raise CheckpointError("tokenizer.json: its vocabulary is empty, or its ids are far apart.", fix="Fetch the file again.")
         for token, id in vocab.items():
             tokens[id] = token
-        self.tokens = tuple(tokens)
         found = named_tokens(config, names)
         usual = {role: next((token for token in some if token in vocab), "") for role, some in _USUAL.items()}
-        self._named = {role: vocab[token] for role in ROLES if (token := found.get(role) or usual[role]) in vocab}
+        super().__init__(tokens, {role: vocab[token] for role in ROLES if (token := found.get(role) or usual[role]) in vocab}, files)
         whole = self._rust.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in whole.items() if token.special) | frozenset(self._named.values())
         self.encode("a", "b")                                   # a post-processor with holes panics here, not at the first text
@@ -83,64 +82,14 @@ class Pipeline:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text, as the file's decoder joins it. Raises DataError for an id outside the vocabulary."""
-        ids = [int(id) for id in ids]
-        for id in ids:
-            if not 0 <= id < self.size:
-                raise DataError(f"id {id} is outside the vocabulary of {self.size} tokens.", fix="Decode ids of this tokenizer's model.")
+        ids = self._within(ids)
         if skip_special:
             ids = [id for id in ids if id not in self.special_ids]
         with _guarded(DataError, "these ids can't be decoded:", "Decode ids of this tokenizer's model."):
             return str(self._rust.decode(ids, skip_special_tokens=skip_special))
 
-    def save(self, folder: Path) -> None:
-        """Write the files that it was made from, byte for byte."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.files.items():
-            (folder / name).write_bytes(data)
-
-    @property
-    def size(self) -> int:
-        """The largest id and one: as many rows as a model needs."""
-        return len(self.tokens)
-
-    @property
-    def pad_id(self) -> int:
-        """Without a padding token the end token fills up, or the first: it is never attended to."""
-        return self._named.get("pad", self._named.get("eos", 0))
-
-    @property
-    def bos_id(self) -> int:
-        return self._id("bos")
-
-    @property
-    def eos_id(self) -> int:
-        """What ends a text; BERT's kind have [SEP] for it. Raises DataError where there is neither, as the others do."""
-        return self._named["sep"] if "eos" not in self._named and "sep" in self._named else self._id("eos")
-
-    @property
-    def unk_id(self) -> int:
-        return self._id("unk")
-
-    @property
-    def sep_id(self) -> int:
-        return self._id("sep")
-
-    @property
-    def cls_id(self) -> int:
-        return self._id("cls")
-
-    @property
-    def mask_id(self) -> int:
-        return self._id("mask")
-
     def __reduce__(self) -> tuple[object, ...]:
         return Pipeline, (self.files,)
-
-    def _id(self, role: str) -> int:
-        if role not in self._named:
-            raise DataError(f"this tokenizer has no {role} token.", fix=f'Name one as "{role}_token" in tokenizer_config.json.')
-        return self._named[role]
 
     def _split(self, texts: Sequence[str]) -> list[RustEncoding]:
         return self._rust.encode_batch([mend(text) for text in texts], add_special_tokens=False)
@@ -159,23 +108,36 @@ class Pipeline:
         return Encoding(first.ids + second.ids, [0] * len(first) + [1] * len(second), first.tokens + second.tokens,
                         first.offsets + second.offsets)
 
-    def _add(self, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+    def _add(self, listed: Sequence[tuple[int, str, object]]) -> None:
         """Tokens that only tokenizer_config.json or added_tokens.json lists, and a check that each has the id that its file gives it."""
-        listed = config.get("added_tokens_decoder") or {}
-        pairs = [(id, token) for id, token in listed.items()] if isinstance(listed, dict) else []
-        pairs += [(id, token) for token, id in _object(self.files, "added_tokens.json").items()]
-        pairs += [(token.get("id"), token) for token in described.get("added_tokens") or [] if isinstance(token, dict)]
-        for id, token in sorted(pairs, key=lambda pair: int(pair[0]) if str(pair[0]).isdecimal() else -1):
-            text = content(token)
-            if not text or not str(id).isdecimal():
-                raise CheckpointError(f"an added token is {text!r:.60} with id {id!r:.60}.", fix="Correct the tokenizer files.")
-            if self._rust.token_to_id(text) is None:
+        new: dict[str, AddedToken] = {}
+        for _, text, token in listed:
+            if text not in new and self._rust.token_to_id(text) is None:
                 rules = {key: bool(token.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")} \
                     if isinstance(token, dict) else {"special": True}
-                self._rust.add_tokens([AddedToken(text, **rules)])
-            if self._rust.token_to_id(text) != int(id):
+                new[text] = AddedToken(text, **rules)
+        self._rust.add_tokens(list(new.values()))               # at once: one by one takes the square of their number
+        for id, text, _ in listed:
+            if self._rust.token_to_id(text) != id:
                 raise CheckpointError(f"added token {text!r:.60} has id {id}, but {self._rust.token_to_id(text)} in tokenizer.json.",
                                       fix="The tokenizer files are of different models: fetch them again.")
+
+
+def added_tokens(config: Mapping[str, Any], described: Mapping[str, Any], more: Mapping[str, Any]) -> list[tuple[int, str, object]]:
+    """(id, text, the token as it is written) of the tokens that are matched whole, sorted by id, as the generations of transformers wrote
+    them: tokenizer_config.json's "added_tokens_decoder", tokenizer.json's "added_tokens", and all of added_tokens.json. The last of those
+    with one id is the one that counts where they differ. Raises CheckpointError for what is no token or no id."""
+    decoder, listed = config.get("added_tokens_decoder"), described.get("added_tokens")
+    pairs = list(decoder.items()) if isinstance(decoder, dict) else []
+    pairs += [(token.get("id"), token) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
+    pairs += [(id, token) for token, id in more.items()]
+    found = []
+    for id, token in pairs:
+        text = content(token)
+        if not text or mend(text) != text or not str(id).isdecimal() or len(str(id)) > 18:
+            raise CheckpointError(f"an added token is {text!r:.60} with id {id!r:.60}.", fix="Correct added_tokens in the tokenizer files.")
+        found.append((int(id), text, token))
+    return sorted(found, key=lambda entry: entry[0])
 
 
 def named_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:

@@ -9,12 +9,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fishpaw.errors import CheckpointError, ConfigError, DataError
+from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.text.encoding import Encoding, Pieces, Side, assemble, check_pairs
 from fishpaw.text.normalize import mend
+from fishpaw.text.roles import Roles
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -47,7 +47,7 @@ _BLANK = "\u2581"
 _QUOTES = re.compile("``|''")
 
 
-class SentencePiece:
+class SentencePiece(Roles):
     """Encode and decode with a SentencePiece model.
 
     model: the bytes of its file. layout: a name of LAYOUTS. extra: tokens after the pieces (T5's <extra_id_99> … <extra_id_0>). lower,
@@ -70,15 +70,15 @@ class SentencePiece:
             pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces[3:], "<mask>"]
         else:
             self._ours = list(range(len(pieces)))
-        self.tokens = (*pieces, *self.extra)
         self._theirs = {ours: theirs for theirs, ours in enumerate(self._ours)}
-        index = {token: id for id, token in reversed(list(enumerate(self.tokens)))}
+        index = {token: id for id, token in reversed(list(enumerate([*pieces, *self.extra])))}
         required = [token for token in (self._rules.start, self._rules.end, self._rules.middle) if token is not None]
         missing = [token for token in required if token not in index]
         if missing:
             raise CheckpointError(f"the SentencePiece model has no {', '.join(missing)}, which {layout} needs.",
                                   fix="Is it of another kind of model? Name that one in tokenizer_config.json (tokenizer_class).")
-        self._named = {role: index[token] for role, token in self._rules.roles if token in index}
+        named = {role: index[token] for role, token in self._rules.roles if token in index}
+        super().__init__([*pieces, *self.extra], named, {**self.files, name: model})
         self._whole = {token: index[token] for token in (*(token for _, token in self._rules.roles if token in index), *self.extra)}
         self.special_ids = frozenset(self._whole.values())
         longest = sorted(self._whole, key=len, reverse=True)
@@ -108,9 +108,7 @@ class SentencePiece:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Readable text. Raises DataError for an id outside the vocabulary."""
         runs: list[str | list[int]] = [[]]
-        for id in map(int, ids):
-            if not 0 <= id < self.size:
-                raise DataError(f"id {id} is outside the vocabulary of {self.size} tokens.", fix="Decode ids of this tokenizer's model.")
+        for id in self._within(ids):
             if id in self.special_ids or id not in self._theirs:
                 runs += [] if skip_special else [self.tokens[id], []]
             elif isinstance(last := runs[-1], list):
@@ -122,54 +120,8 @@ class SentencePiece:
             text += run if isinstance(run, str) else str(self._spm.decode(run)) if run else ""
         return text
 
-    def save(self, folder: Path) -> None:
-        """Write the model and the files that came with it, byte for byte."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in {**self.files, self.name: self.model}.items():
-            (folder / name).write_bytes(data)
-
-    @property
-    def size(self) -> int:
-        """Number of ids."""
-        return len(self.tokens)
-
-    @property
-    def pad_id(self) -> int:
-        """Without a padding token the end token fills up: it is never attended to."""
-        return self._named.get("pad", self._named.get("eos", 0))
-
-    @property
-    def bos_id(self) -> int:
-        return self._id("bos")
-
-    @property
-    def eos_id(self) -> int:
-        return self._id("eos")
-
-    @property
-    def unk_id(self) -> int:
-        return self._id("unk")
-
-    @property
-    def sep_id(self) -> int:
-        return self._id("sep")
-
-    @property
-    def cls_id(self) -> int:
-        return self._id("cls")
-
-    @property
-    def mask_id(self) -> int:
-        return self._id("mask")
-
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.model, self.layout, self.extra, self.lower, self.accents, self.name, self.files)
-
-    def _id(self, role: str) -> int:
-        if role not in self._named:
-            raise DataError(f"this tokenizer ({self.layout}) has no {role} token.", fix="Use a model that has one.")
-        return self._named[role]
 
     def _pieces(self, text: str) -> Pieces:
         """Raw text at special tokens, the parts through the model."""

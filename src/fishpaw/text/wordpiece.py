@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from fishpaw.errors import ConfigError, DataError
@@ -113,9 +113,8 @@ class WordPiece:
         return join(tokens)
 
     def save(self, folder: Path) -> None:
-        """Write vocab.txt and tokenizer_config.json, which transformers' AutoTokenizer opens with the same ids; with jieba, tokenizer.json,
-        too, and they open as a RoFormerTokenizer, which needs rjieba. Raises ConfigError for a pre_tokenize that is a function, which a
-        file can't hold."""
+        """Write vocab.txt, tokenizer_config.json and tokenizer.json, which transformers' AutoTokenizer opens with the same ids; with jieba
+        as a RoFormerTokenizer, which needs rjieba. Raises ConfigError for a pre_tokenize that is a function, which a file can't hold."""
         if callable(self.pre_tokenize):
             raise ConfigError("pre_tokenize is a function, which can't be saved.", fix="Save with pre_tokenize='jieba' or None, "
                               "and pass the function again after loading.")
@@ -129,8 +128,10 @@ class WordPiece:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.vocab.save(folder / "vocab.txt")
-        if self.pre_tokenize:                                   # from vocab.txt alone, transformers' RoFormerTokenizer finds no words
-            (folder / "tokenizer.json").write_bytes(self._rust.to_str(pretty=True).encode("utf-8"))
+        whole = RustTokenizer.from_str(self._rust.to_str())     # for what vocab.txt alone doesn't open as: RoFormer's words, ModernBERT
+        whole.post_processor = processors.BertProcessing(("[SEP]", self.sep_id), ("[CLS]", self.cls_id))
+        whole.decoder = decoders.WordPiece()
+        (folder / "tokenizer.json").write_bytes(whole.to_str(pretty=True).encode("utf-8"))
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode("utf-8"))
 
     @property

@@ -52,7 +52,8 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
 _ANYTHING = (OSError, RuntimeError, ValueError, LookupError, TypeError, MemoryError, AttributeError, NotImplementedError, OverflowError)
 _BERT4KERAS = "Save the weights of a model that bert4keras's build_transformer_model made, or convert them to safetensors."
 _PLAIN = "Don't use it: Keras writes no such thing."
-_MOST = 10**4                                                     # layers, and weights of a layer
+_MOST = 10**4                                                     # names that all lists of a file have together
+_NAMESAKES = 100                                                  # weights of one name, in layers of their own
 
 
 def _dense(*modules: str) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ class _File:
     """An open file in which only what lies in it is reached: hard links, whole and uncompressed arrays."""
 
     def __init__(self, h5py: Any, root: Any, size: int) -> None:
-        self._h5py, self.root, self._size, self._left = h5py, root, size, size
+        self._h5py, self.root, self._size, self._left, self._listed = h5py, root, size, size, 0
 
     def get(self, group: Any, path: str) -> Any:
         for part in path.split("/"):
@@ -125,23 +126,30 @@ class _File:
     def names(self, group: Any, attribute: str) -> list[str]:
         """A list of names in an attribute; Keras cuts a long one into `attribute0`, `attribute1` …"""
         if attribute in group.attrs:
-            return self._texts(group.attrs, attribute)
-        found, number = [], 0
+            return list(self._texts(group.attrs, attribute))
+        found: dict[str, None] = {}
+        number = 0
         while f"{attribute}{number}" in group.attrs:
-            found += self._texts(group.attrs, f"{attribute}{number}")
+            more = self._texts(group.attrs, f"{attribute}{number}")
+            if not found.keys().isdisjoint(more):
+                raise _Refusal(f"{attribute} lists {next(name for name in more if name in found)!r} twice", _PLAIN)
+            found |= more
             number += 1
         if not number:
             raise _Refusal(f"has no list {attribute!r}, as Keras 2's save_weights writes it", _BERT4KERAS)
-        return found
+        return list(found)
 
-    def _texts(self, attributes: Any, attribute: str) -> list[str]:
-        found, texts = attributes.get_id(attribute), []
-        fits = math.prod(found.shape) <= _MOST and math.prod(found.shape) * found.dtype.itemsize <= self._size
+    def _texts(self, attributes: Any, attribute: str) -> dict[str, None]:
+        found, texts = attributes.get_id(attribute), dict[str, None]()
+        self._listed += max(1, math.prod(found.shape))
+        fits = self._listed <= _MOST and math.prod(found.shape) * found.dtype.itemsize <= self._size
         for item in np.asarray(attributes[attribute]).reshape(-1).tolist() if fits else [None]:
             text = item.decode("utf-8", "replace") if isinstance(item, bytes) else item
             if not isinstance(text, str):
-                raise _Refusal(f"{attribute} is no list of at most {_MOST:,} names", AGAIN)
-            texts.append(text)
+                raise _Refusal(f"{attribute} is no list of names, or all lists have more than {_MOST:,}", AGAIN)
+            if text in texts:
+                raise _Refusal(f"{attribute} lists {text!r} twice", _PLAIN)
+            texts[text] = None
         return texts
 
     def tensor(self, group: Any, path: str) -> Tensor:
@@ -215,4 +223,7 @@ def _row(layer: str) -> str:
 
 
 def _free(name: str, taken: Mapping[str, Tensor]) -> str:
-    return next(one for one in (name, *(f"{name}_{number}" for number in range(1, _MOST + 1))) if one not in taken)
+    for one in (name, *(f"{name}_{number}" for number in range(1, _NAMESAKES))):
+        if one not in taken:
+            return one
+    raise _Refusal(f"more than {_NAMESAKES} of its layers have a weight {name.removeprefix(UNKNOWN)!r}", _PLAIN)

@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from fishpaw.model.transformer import Transformer, distinct
 from fishpaw.switch import Spec, spec_name, spec_options
 from fishpaw.text.encoding import Tokenizer
 from fishpaw.text.load import load_tokenizer
+from fishpaw.weights.changes import adapted, gathered
 from fishpaw.weights.formats import Tensors, find_nonfinite, read_folder, read_tensors
+from fishpaw.weights.generation import read_generation
 from fishpaw.weights.names import FAMILIES, Family
 from fishpaw.weights.translate import (
     Part,
@@ -44,6 +46,7 @@ __all__ = ["Report", "inspect", "load", "load_model", "load_tokenizer", "tell", 
 _log = logging.getLogger("fishpaw")
 _LARGEST_CONFIG = 2**22            # bytes
 _LONGEST_TABLE = 20                # lines
+_ALWAYS_FIT = ("dropout", "attention_dropout", "init_std")
 _OTHER = "Is this config.json of this file?"
 _ORIGIN = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?@[0-9a-f]{40}", re.ASCII)
 _NORM = re.compile(r"(embedding\.norm|final_norm|layers\.\d+\.((attention|cross|feed_forward)_norm|attention\.(query|key)_norm))\.")
@@ -61,8 +64,9 @@ _AFFECTED = {
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. reason: how the family was recognised; new: tensors of ours that the file lacks and that start from random values;
-    unused: tensors of the file that this model has no place for; nonfinite: tensors with a NaN or an infinity. origin: "hub id@commit" of
+    """What was found. reason: how the family was recognised; new: tensors of ours that the file lacks and that start anew;
+    unused: tensors of the file that this model has no place for; unbuilt: those of them that no change of the caller's left out, such as a
+    head that fishpaw doesn't build; nonfinite: tensors with a NaN or an infinity. origin: "hub id@commit" of
     the model, or of the one that a saved model was made from."""
 
     family: str
@@ -72,6 +76,7 @@ class Report:
     origin: str | None = None
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    unbuilt: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -88,12 +93,13 @@ def load(
     heads: Sequence[Spec] | None = None,
     residual_scores: bool | None = None,
     dropout: float | None = None,
+    changes: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
 ) -> tuple[Transformer, Tokenizer]:
     """A model and its tokenizer; the options are those of `load_model`. CheckpointError, too, for a tokenizer of another model."""
-    changes = _given(mask, position, attention, norm, heads, residual_scores, dropout)
-    model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
+    wanted = gathered(mask, position, attention, norm, heads, residual_scores, dropout, changes)
+    model, report = inspect(name, changes=wanted, revision=revision, family=family, dtype=dtype, verify=verify)
     tokenizer = tokenizer_of(report)
     tell(report)
     return model, tokenizer
@@ -111,20 +117,22 @@ def load_model(
     heads: Sequence[Spec] | None = None,
     residual_scores: bool | None = None,
     dropout: float | None = None,
+    changes: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
 ) -> Transformer:
     """A Transformer in evaluation mode from a folder, a file, a TensorFlow bundle or a hub id (with `revision`).
 
     family: where neither config.json nor the names tell it. mask "causal" or "unilm": an encoder as a language model or seq2seq;
-    position, attention, norm, residual_scores, dropout: other switches; a norm without an eps has the file's. heads: which to build,
+    position, attention, norm, residual_scores, dropout: other switches; a norm without an eps has the file's, rotary positions of
+    any kind its theta, layout and share. heads: which to build,
     default those that the checkpoint holds; one that it lacks, or a classifier of other labels, starts from random values, and a log
-    line says so. dtype: of the parameters.
+    line says so. changes: any other field of ModelConfig, {"norm_at": "pre"}. dtype: of the parameters.
     verify: compare a saved folder with its manifest. Errors: CheckpointError (damaged, unsafe, incomplete or of another model),
     ConfigError, HubError.
     """
-    changes = _given(mask, position, attention, norm, heads, residual_scores, dropout)
-    model, report = inspect(name, changes=changes, revision=revision, family=family, dtype=dtype, verify=verify)
+    wanted = gathered(mask, position, attention, norm, heads, residual_scores, dropout, changes)
+    model, report = inspect(name, changes=wanted, revision=revision, family=family, dtype=dtype, verify=verify)
     tell(report)
     return model
 
@@ -138,7 +146,12 @@ def inspect(
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
 ) -> tuple[Transformer, Report]:
-    """`load_model`, with any field of ModelConfig to change, and a report of what was found instead of log lines (`tell` writes them)."""
+    """`load_model`, with all changes in one mapping, and a report of what was found instead of log lines (`tell` writes them)."""
+    if not isinstance(dtype, torch.dtype):
+        named = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
+        raise ConfigError(f"dtype is {dtype!r}.", fix=f"Give torch.{dtype if named else 'float32'}, torch's own object.")
+    if not isinstance(name, str | os.PathLike):
+        raise ConfigError(f"The model's name is {name!r}.", fix="Give a folder, a file or a hub id.")
     if not dtype.is_floating_point:
         raise ConfigError(f"dtype is {dtype}.", fix="Give torch.float32, torch.bfloat16 or another of real numbers.")
     place = os.path.expanduser(os.fspath(name)).rstrip("/")
@@ -161,48 +174,20 @@ def inspect(
         table, reason, before = _understand(values, tensors, family)
     except (ConfigError, CheckpointError) as error:
         raise _named(path if isinstance(error, ConfigError) else tensors.files[0], error) from None
-    config = before.change(_with_eps(changes or {}, before))
+    config = adapted(before, changes or {})
     try:
-        model, new, unused = _filled(config, before, table, tensors, dtype)
-    except ConfigError as error:
-        raise error if config != before else _named(path, error) from None
+        placed = _placed(config, before, table, tensors)
+    except (CheckpointError, ConfigError) as error:
+        if config == before:
+            raise (_named(path, error) if isinstance(error, ConfigError) else error) from None
+        raise _of_changes(error, config, before, table, tensors) from None
+    model = _filled(placed, tensors, dtype)
     origin = f"{found.name}@{found.revision}" if found.source == "hub" else values.get("origin")
     origin = origin if isinstance(origin, str) and _ORIGIN.fullmatch(origin) else None
-    model.origin = origin                                         # save writes it down
+    model.origin = origin                                         # save writes both down
+    model.generation = read_generation(values, _read_object(folder, "generation_config.json") or {}, before.vocab_size)
     nonfinite = tuple(find_nonfinite(dict(model.named_parameters())))
-    return model, Report(config.family, reason, config, folder, origin, new, unused, nonfinite, tuple(notes))
-
-
-def _given(
-    mask: Spec | None,
-    position: Spec | None,
-    attention: Spec | None,
-    norm: Spec | None,
-    heads: Sequence[Spec] | None,
-    residual_scores: bool | None,
-    dropout: float | None,
-) -> dict[str, Any]:
-    changes = {
-        "mask": mask,
-        "position": position,
-        "attention": attention,
-        "norm": norm,
-        "heads": heads if heads is None or isinstance(heads, str) else tuple(heads),
-        "residual_scores": residual_scores,
-        "dropout": dropout,
-        "attention_dropout": dropout,
-    }
-    return {key: value for key, value in changes.items() if value is not None}
-
-
-def _with_eps(changes: Mapping[str, Any], before: ModelConfig) -> dict[str, Any]:
-    """Another norm of the same kind computes with the file's eps, unless it says its own."""
-    norm, held = changes.get("norm"), spec_options(before.norm).get("eps")
-    centred = ("layer", "conditional")
-    if norm is None or callable(norm) or held is None or "eps" in spec_options(norm):
-        return dict(changes)
-    alike = spec_name(norm) == spec_name(before.norm) or (spec_name(norm) in centred and spec_name(before.norm) in centred)
-    return {**changes, "norm": {"name": spec_name(norm), **spec_options(norm), "eps": held}} if alike else dict(changes)
+    return model, Report(config.family, reason, config, folder, origin, placed.new, placed.unused, placed.unbuilt, nonfinite, tuple(notes))
 
 
 def tokenizer_of(report: Report) -> Tokenizer:
@@ -225,9 +210,15 @@ def tell(report: Report) -> None:
     for note in report.notes:
         _log.warning("%s", note)
     if report.new:
-        _log.warning("%s: %d new tensors start from random values: %s", report.folder, len(report.new), _few(report.new))
-    if report.unused:
-        _log.info("%s: %d tensors are not used: %s", report.folder, len(report.unused), _few(report.unused))
+        starts = {name: _start(name) for name in report.new}
+        for way in dict.fromkeys(starts.values()):
+            those = [name for name, start in starts.items() if start == way]
+            _log.warning("%s: %d new tensors start %s: %s", report.folder, len(those), way, _few(those))
+    if report.unbuilt:
+        what = "%s: %d tensors have no place, and are not used: %s; a head for them isn't built"
+        _log.warning(what, report.folder, len(report.unbuilt), _few(report.unbuilt))
+    if chosen := [name for name in report.unused if name not in report.unbuilt]:
+        _log.info("%s: %d tensors are not used: %s", report.folder, len(chosen), _few(chosen))
     if report.nonfinite:
         warnings.warn(f"{report.folder}: NaN or infinite values in {_few(report.nonfinite)}", stacklevel=3)
 
@@ -235,20 +226,27 @@ def tell(report: Report) -> None:
 def _read_values(folder: Path) -> tuple[Path, dict[str, Any]]:
     """config.json, or Google's bert_config.json."""
     for name in ("config.json", "bert_config.json"):
-        path = inside(folder, name, also=blobs(folder))
-        try:
-            if not path.is_file():
-                continue
-            if path.stat().st_size > _LARGEST_CONFIG:
-                raise ConfigError(f"{path}: {path.stat().st_size:,} bytes.", fix="That is no configuration of a model.")
-            return path, parse_object(path.read_text(encoding="utf-8-sig"), str(path))
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}: not UTF-8.", fix="Save it as UTF-8.") from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: can't be read ({error.strerror}).", fix="Check its permissions and the disk.") from None
+        values = _read_object(folder, name)
+        if values is not None:
+            return folder / name, values
     run = (folder / "model" / "config.json").is_file()            # a run of training, which leaves its model there
     fix = f"It holds a run: give {folder / 'model'}." if run else "Copy the model's configuration into it."
     raise CheckpointError(f"{folder}: holds no config.json or bert_config.json.", fix=fix)
+
+
+def _read_object(folder: Path, name: str) -> dict[str, Any] | None:
+    """A JSON file of the folder; None where there is none."""
+    path = inside(folder, name, also=blobs(folder))
+    try:
+        if not path.is_file():
+            return None
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes.", fix="That is no configuration of a model.")
+        return parse_object(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8.", fix="Save it as UTF-8.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}).", fix="Check its permissions and the disk.") from None
 
 
 def _understand(values: Mapping[str, Any], tensors: Tensors, family: str | None) -> tuple[Family | None, str, ModelConfig]:
@@ -279,14 +277,40 @@ def _tied(known: Mapping[str, tuple[str, bool]], tensors: Tensors, family: Famil
     return same and torch.equal(tensors.read(known[output][0]), tensors.read(table))
 
 
-def _filled(
-    config: ModelConfig, before: ModelConfig, family: Family | None, tensors: Tensors, dtype: torch.dtype
-) -> tuple[Transformer, tuple[str, ...], tuple[str, ...]]:
-    """Build without memory, then hand each tensor over: nothing is initialised to be overwritten. `before`: what the file says."""
+@dataclass(frozen=True)
+class _Placed:
+    """A model without memory, and where each of its tensors comes from: (name in the file, whether it lies transposed there)."""
+
+    model: Transformer
+    sources: Mapping[str, list[tuple[str, bool]]]
+    added: Mapping[str, str]                                      # ours -> a tensor in the file whose first row is added
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    unbuilt: tuple[str, ...]
+
+
+def _of_changes(
+    error: FishpawError, config: ModelConfig, before: ModelConfig, family: Family | None, tensors: Tensors
+) -> FishpawError:
+    """The same error, or what to tell a caller whose changes don't fit weights that fit without them."""
+    if error.fix != _OTHER:
+        return error
+    try:
+        _placed(before, before, family, tensors)
+    except FishpawError:
+        return error
+    ours, theirs = ({field.name: getattr(one, field.name) for field in fields(one)} for one in (config, before))
+    said = ", ".join(f"{name}={value!r}" for name, value in ours.items() if value != theirs[name] and name not in _ALWAYS_FIT)
+    layers = " Fewer layers: load it as it is, then fishpaw.weights.surgery.keep_layers." if config.layers != before.layers else ""
+    return ConfigError(f"The changes {said} don't fit the weights: {error.what}", fix=f"Leave out what needs other weights.{layers}")
+
+
+def _placed(config: ModelConfig, before: ModelConfig, family: Family | None, tensors: Tensors) -> _Placed:
+    """Build without memory, and find a source for every tensor. `before`: what the file says. Nothing is read yet."""
     _refuse_giant(config, tensors)
     with torch.device("meta"):
         model = Transformer(config)
-    _refuse_larger(sum(value.numel() for value in model.parameters()), tensors)
+    _refuse_larger(sum(value.numel() for value in (*model.parameters(), *model.buffers())), tensors)
     wanted = model.state_dict()
     buffers = dict(model.named_buffers(remove_duplicate=False))
     known = renamed(list(tensors), family) if family else {name: (name, False) for name in tensors}
@@ -323,17 +347,31 @@ def _filled(
         )
     _refuse_other_shapes(tensors, sources, wanted)
 
-    new = [name for name in wanted if name not in sources and name not in buffers]
+    left = (*(f"heads.{spec_name(head)}." for head in before.heads), *free)              # by the caller's choice
+    chosen = {name for name in unused if any(piece in places.get(name, "") for piece in left)}
+    return _Placed(
+        model=model,
+        sources=sources,
+        added={name: known[other][0] for name in sources if family and (other := family.added.get(rows[name][0].names[0])) in known},
+        new=tuple(name for name in wanted if name not in sources and name not in buffers),
+        unused=tuple(known[name][0] for name in unused),
+        unbuilt=tuple(known[name][0] for name in unused if name not in chosen and ".unused." not in name),
+    )
+
+
+def _filled(placed: _Placed, tensors: Tensors, dtype: torch.dtype) -> Transformer:
+    """Hand each tensor over to the model: nothing is initialised to be overwritten."""
+    model, sources = placed.model, placed.sources
+    wanted, buffers = model.state_dict(), dict(model.named_buffers(remove_duplicate=False))
     bare = [name for name in buffers if name not in sources]      # they hold nothing learned: some are never saved
-    made = _new_tensors(config, [*new, *bare])
+    made = _new_tensors(model.config, [*placed.new, *bare])
     state: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, empty in wanted.items():
         kind = dtype if empty.is_floating_point() else empty.dtype
         value = join(tensors, sources[name], kind) if name in sources else made[name].to(kind)
-        other = family.added.get(rows[name][0].names[0]) if family and name in sources else None
-        if other in known:
-            value = value + tensors.read(known[other][0])[0].to(kind)
+        if name in placed.added:
+            value = value + tensors.read(placed.added[name])[0].to(kind)
         state[name] = value.clone() if value.data_ptr() in taken else value      # tied in the file, two parameters here
         taken.add(value.data_ptr())
     model.load_state_dict(state, assign=True)
@@ -341,7 +379,16 @@ def _filled(
         place, _, leaf = name.rpartition(".")
         buffer = made[name]
         setattr(model.get_submodule(place), leaf, buffer.to(dtype) if buffer.is_floating_point() else buffer)
-    return model.eval(), tuple(new), tuple(known[name][0] for name in unused)
+    return model.eval()
+
+
+def _start(name: str) -> str:
+    """How a new tensor begins: a norm, and the matrices of a conditional one, change nothing yet."""
+    if name.endswith(("norm.scale.weight", "norm.shift.weight")):
+        return "at zero"
+    if not _NORM.match(name) or ".hidden." in name:
+        return "from random values"
+    return "at zero" if name.endswith(".bias") else "at one"
 
 
 def _may_lack(name: str, free: Sequence[str]) -> bool:

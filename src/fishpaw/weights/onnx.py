@@ -33,7 +33,7 @@ from fishpaw.weights.save import export as layout
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["INT8", "PLAIN", "Exported", "export", "export_int8", "require"]
+__all__ = ["INT8", "PLAIN", "Exported", "export", "export_int8", "refuse", "require"]
 
 PLAIN, INT8 = "model.onnx", "model.int8.onnx"
 
@@ -50,7 +50,7 @@ Arrays = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written and how near it is. size: bytes. difference: the largest at tokens between the fp32 graph's outputs and the model's,
+    """What was written and how near it is. size: bytes. difference: the largest at tokens between the graph's outputs and the model's,
     over the largest output where that is above 1. cosine, least_cosine: of the int8 graph's hidden states with the model's, on average
     and at worst; None for fp32."""
 
@@ -71,18 +71,19 @@ def export(model: Transformer, folder: str | Path, tokenizer: Saveable | None = 
     that answers NaN; FishpawError where the graph's outputs differ from the model's by more than 1e-4, and where the folder can't be
     written.
     """
-    _refuse(model, folder)
+    refuse(model, folder)
     with folder_atomic(folder) as new:
         made = _make(model, new, tokenizer)
         return Exported(Path(folder) / PLAIN, _size(new, PLAIN), made.inputs, made.outputs, made.difference)
 
 
 def export_int8(model: Transformer, folder: str | Path, tokenizer: Saveable | None = None) -> Exported:
-    """As `export`, but model.int8.onnx: each matrix in int8 with a scale a column, activations quantised as they come; tables, norms and
-    attention in fp32. For processors with int8 dot products (VNNI, ARM dotprod); without them sums may saturate.
+    """As `export`, but model.int8.onnx: each matrix in int8 with a scale a column, activations quantised as they come; norms, attention and
+    tables in fp32, but for a table of tokens that a head is tied to. For processors with int8 dot products (VNNI, ARM dotprod); without
+    them sums may saturate.
 
     FishpawError, too, where hidden states have a cosine with the model's below 0.99 on average or 0.9 at worst."""
-    _refuse(model, folder)
+    refuse(model, folder)
     with folder_atomic(folder) as new:
         made = _make(model, new, tokenizer)
         with _quiet():
@@ -90,7 +91,22 @@ def export_int8(model: Transformer, folder: str | Path, tokenizer: Saveable | No
         for path in new.glob(f"{PLAIN}*"):
             path.unlink()
         mean, least = _liken(new / INT8, made)
-        return Exported(Path(folder) / INT8, _size(new, INT8), made.inputs, made.outputs, made.difference, mean, least)
+        strayed = _compare(new / INT8, made, allowed=float("inf"))   # the cosines are the judges here
+        return Exported(Path(folder) / INT8, _size(new, INT8), made.inputs, made.outputs, strayed, mean, least)
+
+
+def refuse(model: Transformer, folder: str | Path) -> None:
+    """What can be said before a minute of tracing: a missing package, a decoder that reads an encoder, a folder of something else."""
+    require()
+    if model.config.encoder is not None:
+        raise ConfigError("This decoder reads an encoder: no single graph does that.", fix="Export an encoder or a causal model.")
+    if model.config.stream == "positions":
+        raise ConfigError('A model of stream "positions" (T-TA) can\'t be written as a graph.', fix="Serve it with fishpaw.")
+    path = Path(folder)
+    if (path / MANIFEST).is_file() and not any(path.glob("*.onnx")):
+        raise FishpawError(f"{path}: holds a saved model, which the export would replace.", fix="Choose another folder.")
+    if path.is_dir() and not (path / MANIFEST).is_file() and any(path.glob("*.onnx")):
+        raise FishpawError(f"{path}: holds an .onnx file that fishpaw did not write.", fix="Choose a new folder, or empty this one.")
 
 
 def require() -> None:
@@ -102,7 +118,7 @@ def require() -> None:
 
 @dataclass(frozen=True)
 class _Made:
-    """Inputs to try a graph with, what the model answers, and how near the fp32 graph comes."""
+    """Inputs to try a graph with, what the model answers, and how near the fp32 graph comes to that."""
 
     probes: list[Arrays]
     wanted: list[Arrays]
@@ -137,19 +153,9 @@ def _named(output: Output) -> Arrays:
         "prediction_logits": None if classes is None else token_logits,
         "pooler_output": output.pooled,
         "seq_relationship_logits": output.nsp,
+        "replaced_logits": output.replaced,
     }
     return {name: value for name, value in named.items() if value is not None}
-
-
-def _refuse(model: Transformer, folder: str | Path) -> None:
-    require()
-    if model.config.encoder is not None:
-        raise ConfigError("This decoder reads an encoder: no single graph does that.", fix="Export an encoder or a causal model.")
-    path = Path(folder)
-    if (path / MANIFEST).is_file() and not any(path.glob("*.onnx")):
-        raise FishpawError(f"{path}: holds a saved model, which the export would replace.", fix="Choose another folder.")
-    if path.is_dir() and not (path / MANIFEST).is_file() and any(path.glob("*.onnx")):
-        raise FishpawError(f"{path}: holds an .onnx file that fishpaw did not write.", fix="Choose a new folder, or empty this one.")
 
 
 def _make(model: Transformer, folder: Path, tokenizer: Saveable | None) -> _Made:
@@ -175,6 +181,10 @@ def _twin(model: Transformer) -> Transformer:
     with torch.device("meta"):
         twin = Transformer(model.config)
     twin.load_state_dict({name: value.detach().to("cpu", torch.float32) for name, value in model.state_dict().items()}, assign=True)
+    for name, value in model.named_buffers():                        # those that no state holds: frozen tables
+        place, _, leaf = name.rpartition(".")
+        if getattr(twin.get_submodule(place), leaf).is_meta:
+            setattr(twin.get_submodule(place), leaf, value.to("cpu"))
     return twin.eval().requires_grad_(False)
 
 
@@ -275,6 +285,9 @@ def _quantize(source: Path, target: Path) -> None:
     del graph
     quantize_dynamic(source, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
                      use_external_data_format=_size(source.parent, source.name) > _LARGEST)  # fmt: skip
+    graph = onnx.load_model(target)
+    if _share(graph):
+        _write(graph, target)
 
 
 def _part(graph: onnx.ModelProto) -> bool:
@@ -294,8 +307,41 @@ def _part(graph: onnx.ModelProto) -> bool:
     return parted > 0
 
 
-def _compare(path: Path, made: _Made) -> float:
-    """The largest difference at tokens, in proportion to outputs above 1; FishpawError if too large."""
+def _share(graph: onnx.ModelProto) -> bool:
+    """Read the vectors of tokens, too, from the int8 copy of a tied table that `_part` made and the quantiser turned over ([e v], a scale a
+    token), and drop the table in fp32, which is more than all else in a small model. True if there was one."""
+    from onnx import TensorProto, helper
+
+    parts = graph.graph
+    held = {one.name: one for one in parts.initializer}
+    nodes, dropped = [], set()
+    for node in parts.node:
+        table, made = node.input[0] if node.input else "", node.output[0] if node.output else ""
+        if node.op_type != "Gather" or f"{table}.1_quantized" not in held:
+            nodes.append(node)
+            continue
+        ids = node.input[1]
+        columns, rows, exact, scale, scales = (f"{made}_{part}" for part in ("columns", "rows", "exact", "scale", "scales"))
+        dropped.add(table)
+        nodes += [
+            helper.make_node("Gather", [f"{table}.1_quantized", ids], [columns], axis=1),                        # [e n]
+            helper.make_node("Transpose", [columns], [rows], perm=[1, 0]),                                                # [n e]
+            helper.make_node("Cast", [rows], [exact], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{table}.1_scale", ids], [scale]),                                      # [n]
+            helper.make_node("Unsqueeze", [scale, f"{made}_last"], [scales]),
+            helper.make_node("Mul", [exact, scales], [made]),
+        ]
+        parts.initializer.append(helper.make_tensor(f"{made}_last", TensorProto.INT64, [1], [-1]))
+    dropped -= {name for node in nodes for name in node.input}
+    del parts.node[:]
+    parts.node.extend(nodes)
+    for name in dropped:
+        parts.initializer.remove(held[name])
+    return bool(dropped)
+
+
+def _compare(path: Path, made: _Made, *, allowed: float = _TOLERANCE) -> float:
+    """The largest difference at tokens, in proportion to outputs above 1; FishpawError if it is more than is allowed, or NaN."""
     worst = 0.0
     for keep, model_says, graph_says in _answered(path, made):
         for name, reference in model_says.items():
@@ -305,8 +351,8 @@ def _compare(path: Path, made: _Made) -> float:
             if reference.dim() == 3:
                 reference, found = reference[keep], found[keep]
             difference = float((found - reference).abs().max() / reference.abs().max().clamp_min(1.0))
-            if not difference <= _TOLERANCE:                          # NaN, too
-                said = f"The graph's {name} differs from the model's by {difference:.1e}, where {_TOLERANCE:.0e} is allowed."
+            if not difference <= allowed:                          # NaN, too
+                said = f"The graph's {name} differs from the model's by {difference:.1e}, where {allowed:.0e} is allowed."
                 raise FishpawError(said, fix=_REPORT)
             worst = max(worst, difference)
     return worst

@@ -1,7 +1,7 @@
 """PyTorch's `.bin` and `.pt` files, read without executing anything: only torch's restricted unpickler ever sees them.
 
-A file that asks for any other function (`os.system`) is refused by name. So are compressed archives and tensors larger than
-their file, with which a small file could fill the memory. These formats carry no usable checksum: prefer safetensors.
+A file that asks for any other function (`os.system`) is refused by name. So are compressed archives, tensors larger than their file and
+many names for the same bytes, with which a small file could fill the memory. These formats carry no usable checksum: prefer safetensors.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def read_pickled(path: str | Path) -> dict[str, Tensor]:
     return _state(where, value)
 
 
+_SHARED = 4                                                       # times the file: mT5's table of tokens, most of it, has up to four names
 _SAFE = (2, 10)                                                   # before: CVE-2026-24747, memory corruption through weights_only
 # What torch's unpickler and zip reader raise on damaged files, found by mutation: nearly every kind but those of the system.
 _ANYTHING = (
@@ -113,4 +114,8 @@ def _state(path: Path, value: object) -> dict[str, Tensor]:
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not dense or tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(f"{path}: tensor {name!r} is not a plain one within the file.", fix="Save it dense, on the CPU.")
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if total > _SHARED * size:
+        raise CheckpointError(f"{path}: {len(tensors):,} tensors of {total:,} bytes share a file of {size:,}.",
+                              fix="Save a state_dict() with each weight under one name.")  # fmt: skip
     return tensors

@@ -24,6 +24,7 @@ _ROPE: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "attention_factor": "temperature",
     }),
 }  # fmt: skip
+_NEEDED = ("factor", "low_freq_factor", "high_freq_factor")       # as transformers does: there is no usual value
 _OF_LENGTH, _SHARE = "original_max_position_embeddings", "partial_rotary_factor"
 
 
@@ -48,6 +49,9 @@ def read_rope(values: Values, *, theta: float, positions: int, at: str = "rope_p
         if field not in options:
             raise ConfigError(f"{at} has the field {field!r}, which fishpaw can't serve for {kind!r}.", fix="Use another model.")
         spec[options[field]] = number(given, field, 0)
+    lacks = [field for field in options if field in _NEEDED and field not in given]
+    if lacks:
+        raise ConfigError(f"{at} is of rope_type {kind!r}, but lacks {', '.join(lacks)}.", fix="Add what the model was trained with.")
     return spec
 
 

@@ -1,13 +1,14 @@
 """Change a model's shape and keep what it knows: its vocabulary, how far its positions reach, its layers, its encoder.
 
-Each function returns a new model that shares no memory with the old one; recompute, origin, dtype, device, training mode and frozen
-parameters stay as they were. Rows are bert4keras' keep_tokens and compound_tokens (https://github.com/bojone/bert4keras), done on the
-model; text/vocab does the same to the tokenizer and returns the ids that are given here. New rows are means: a random row would take the
-probability of known tokens (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), a mean row can't.
+Each function returns a new model that shares no memory with the old one; recompute, origin, generation, dtype, device, training mode and
+frozen parameters stay as they were. Rows are bert4keras' keep_tokens and compound_tokens (https://github.com/bojone/bert4keras), done on
+the model; text/vocab does the same to the tokenizer and returns the ids that are given here. New rows are means: a random row would take
+the probability of known tokens (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), a mean row can't.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -22,6 +23,7 @@ from fishpaw.model.transformer import Transformer, distinct
 from fishpaw.positions.learned import Learned
 from fishpaw.switch import Spec, nearest, spec_name, spec_options
 from fishpaw.weights.family import period
+from fishpaw.weights.generation import follow
 
 __all__ = ["add_rows", "keep_layers", "keep_rows", "longer_positions", "share_layers", "unshare_layers", "with_encoder"]
 
@@ -30,8 +32,8 @@ def keep_rows(model: Transformer, ids: Sequence[int]) -> Transformer:
     """A copy of the model whose token i is the old token ids[i]; the logits of tokens that stay are unchanged.
 
     ids: as text.vocab.keep returns them; any order, each once, the padding id among them. Whatever has a row a token follows: tables,
-    decoders and biases of heads, buffers, and an encoder with a vocabulary of the same size. Errors: DataError for an id that the model
-    lacks or that stands twice, ConfigError without the padding.
+    decoders and biases of heads, buffers, an encoder with a vocabulary of the same size, and the ids of `generation`.
+    Errors: DataError for an id that the model lacks or that stands twice, ConfigError without the padding.
     """
     kept = list(ids)
     _check(kept, model.config.vocab_size, "tokens")
@@ -45,7 +47,9 @@ def keep_rows(model: Transformer, ids: Sequence[int]) -> Transformer:
         return {"vocab_size": len(kept), "pad_id": kept.index(config.pad_id)}
 
     index = torch.tensor(kept)
-    return _of_vocabulary(model, change, lambda table: table[index.to(table.device)])
+    smaller = _of_vocabulary(model, change, lambda table: table[index.to(table.device)])
+    smaller.generation = follow(model.generation, kept)
+    return smaller
 
 
 def add_rows(model: Transformer, rows: int | Sequence[Sequence[int]]) -> Transformer:
@@ -247,4 +251,5 @@ def _rebuilt(model: Transformer, config: ModelConfig, tensors: Mapping[str, Tens
         value.requires_grad_(tensors[name].requires_grad)
     other.recompute = model.recompute
     other.origin = model.origin
+    other.generation = copy.deepcopy(model.generation)
     return other.train(model.training)

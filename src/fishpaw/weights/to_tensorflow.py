@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from fishpaw.files import folder_atomic
 from fishpaw.model.transformer import Transformer
 from fishpaw.weights.bundle import write_bundle
 from fishpaw.weights.names import FAMILIES, TENSORFLOW_ENDINGS, TENSORFLOW_MODULES, Family
-from fishpaw.weights.save import Saveable, export
+from fishpaw.weights.save import Saveable, check, described, export, reasons
 from fishpaw.weights.translate import ignored, renamed
 
 __all__ = ["save_tensorflow", "to_tensorflow"]
@@ -27,17 +26,19 @@ def save_tensorflow(model: Transformer, folder: str | Path, tokenizer: Saveable 
     Errors: ConfigError for a model without such a layout, and where a name would not be read back; FishpawError where the folder is
     not writable or the disk full.
     """
+    check(model, folder, tokenizer)
     values, tensors = export(model.config, model.state_dict())
     family = FAMILIES.get(model.config.family)
     if family is None or family.variables is None or values["model_type"] not in family.types:
         published = ", ".join(one.name for one in FAMILIES.values() if one.variables is not None)
-        raise ConfigError(f"This {model.config.family} model has no layout in TensorFlow.", fix=f"Published so: {published}, as they were; "
-                          "save it as safetensors.")  # fmt: skip
+        own = f": {'; '.join(reasons(model.config, model.state_dict()))}" if values["model_type"] == "fishpaw" else ""
+        raise ConfigError(f"This {model.config.family} model has no layout in TensorFlow{own}.",
+                          fix=f"Published so: {published}, as they were; save it as safetensors.")  # fmt: skip
     variables = to_tensorflow(tensors, family)
-    if model.origin is not None:
-        values["origin"] = model.origin
+    files = described(model, values, "bert_config.json")
     with folder_atomic(folder) as new:
-        (new / "bert_config.json").write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n")
+        for name, text in files.items():
+            (new / name).write_text(text, encoding="utf-8", newline="\n")
         write_bundle(new / "bert_model.ckpt", variables)
         if tokenizer is not None:
             tokenizer.save(new)

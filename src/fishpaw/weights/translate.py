@@ -22,7 +22,7 @@ from fishpaw.weights.names import ACTIVATIONS, FAMILIES, TENSORFLOW_ENDINGS, TEN
 
 __all__ = [
     "Part", "export_config", "export_tensors", "heads_of", "ignored", "join", "joined_shape", "parts", "read_config", "recognise",
-    "renamed", "roots", "spelled_rows",
+    "renamed", "roots", "spelled_out", "spelled_rows", "unlike",
 ]  # fmt: skip
 
 _OF_OURS: Mapping[str, dict[str, Any]] = {
@@ -170,7 +170,26 @@ def heads_of(values: Mapping[str, Any], known: Collection[str], family: Family, 
 
 def export_config(config: ModelConfig, family: Family) -> dict[str, Any] | None:
     """Our configuration as theirs, with what only we know under "fishpaw"; None where transformers has no such architecture, and would
-    refuse it or, worse, compute something else."""
+    refuse it or, worse, compute something else (`unlike` says why)."""
+    theirs = _theirs(config, family)
+    if unlike(config, family):
+        return None
+    ours, back = config.to_dict(), read_config(theirs, family).to_dict()
+    return {**theirs, "fishpaw": {name: value for name, value in ours.items() if back[name] != value or name == "heads"}}
+
+
+def unlike(config: ModelConfig, family: Family) -> list[str]:
+    """What of a model the family's own class doesn't compute, as fields of ModelConfig with their values; or the reason in words."""
+    theirs = _theirs(config, family)
+    try:
+        back = read_config(theirs, family)
+    except ConfigError as error:
+        unnamed = config.activation if _found(config.to_dict(), "activation", family) not in family.activations else None
+        return [error.what.rstrip(".") if unnamed is None else f"activation={unnamed!r}"]
+    return [*_other_stack(config.to_dict(), back.to_dict()), *_other_outputs(config, theirs, family)]
+
+
+def _theirs(config: ModelConfig, family: Family) -> dict[str, Any]:
     ours = config.to_dict()
     theirs: dict[str, Any] = {"model_type": family.types[0]}
     for field, (name, _) in family.config.items():
@@ -187,14 +206,7 @@ def export_config(config: ModelConfig, family: Family) -> dict[str, Any] | None:
             theirs["id2label"] = {str(index): label for index, label in enumerate(labels)}
             theirs["label2id"] = {label: index for index, label in enumerate(labels)}
             theirs["problem_type"] = "multi_label_classification" if head.get("multi_label") else "single_label_classification"
-    theirs |= family.write(config) if family.write else {}
-    try:
-        back = read_config(theirs, family).to_dict()
-    except ConfigError:
-        return None
-    if not _same_stack(ours, back) or not _same_outputs(config, theirs, family):
-        return None
-    return {**theirs, "fishpaw": {name: value for name, value in ours.items() if back[name] != value or name == "heads"}}
+    return theirs | (dict(family.write(config)) if family.write else {})
 
 
 def _found(ours: Mapping[str, Any], name: str, family: Family) -> Any:
@@ -203,7 +215,7 @@ def _found(ours: Mapping[str, Any], name: str, family: Family) -> Any:
     if place == "encoder":
         return None if ours["encoder"] is None else _found(ours["encoder"], rest, family)
     if rest:
-        return None if isinstance(ours[place], list) else _spelled_out(place, ours[place]).get(rest)
+        return None if isinstance(ours[place], list) else spelled_out(place, ours[place]).get(rest)
     if name == "activation":
         plain = ACTIVATIONS.get(ours[name], ours[name])
         return next((theirs for theirs, own in family.activations.items() if own == plain), plain)
@@ -219,14 +231,15 @@ _USUAL: Mapping[str, tuple[str, str | None]] = {
 }  # fmt: skip
 
 
-def _same_stack(ours: Mapping[str, Any], back: Mapping[str, Any]) -> bool:
-    """Whether two configurations compute the same hidden states from the same weights. A UniLM's mask they take as a 4-D mask."""
+def _other_stack(ours: Mapping[str, Any], back: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configurations compute other hidden states from the same weights. A UniLM's mask they take as a 4-D mask."""
     if (ours["encoder"] is None) != (back["encoder"] is None):
-        return False
+        return ["encoder"]
     one, other = _comparable(ours), _comparable(back)
-    differs = {name for name in one if one[name] != other[name]}
     unilm = ours["mask"] == "unilm" and back["mask"] in ("causal", "full")
-    return differs <= ({"mask"} if unilm else set()) and (ours["encoder"] is None or _same_stack(ours["encoder"], back["encoder"]))
+    differs = [f"{name}={ours[name]!r}" for name in one if one[name] != other[name] and not (unilm and name == "mask")]
+    inner = [] if ours["encoder"] is None else _other_stack(ours["encoder"], back["encoder"])
+    return differs + [f"the encoder's {said}" for said in inner]
 
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,24 +248,25 @@ def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
     found["activation"] = ACTIVATIONS.get(found["activation"], found["activation"])
     for place in _SWITCHES:
         turns = found[place] if isinstance(found[place], list) else [found[place]]
-        found[place] = [_spelled_out(place, turns[index % len(turns)]) for index in range(values["layers"])]
+        found[place] = [spelled_out(place, turns[index % len(turns)]) for index in range(values["layers"])]
     return found
 
 
-def _same_outputs(config: ModelConfig, theirs: Mapping[str, Any], family: Family) -> bool:
-    """Whether their class computes what our heads do: pooled states, scores of labels and logits. Their tables can't be empty, nor a
-    padding id lie beyond them."""
+def _other_outputs(config: ModelConfig, theirs: Mapping[str, Any], family: Family) -> list[str]:
+    """The heads of which their class doesn't compute what ours does: pooled states, scores of labels and logits. Their tables can't be
+    empty, nor a padding id lie beyond them."""
     if config.pad_id >= config.vocab_size or (family.decoder and not config.segments):
-        return False
+        return [f"pad_id={config.pad_id}" if config.pad_id >= config.vocab_size else "segments=0"]
     held = ("embedding.tokens.", *(f"heads.{spec_name(head)}." for head in config.heads))
     rows = [(ours, part) for ours, several in parts(family, 1) if ours.startswith(held) for part in several]
     tensors = {name for ours, part in rows for name in _written(ours, part, config)}
     read = {spec_name(head): head for head in heads_of(theirs, tensors, family, tied=config.tie_embeddings)}
+    differs = []
     for head in config.heads:
         name = spec_name(head)
         if name in _OF_OURS and _OF_OURS[name] | _relevant(head) != _OF_OURS[name] | _relevant(read.get(name, {"name": name})):
-            return False
-    return True
+            differs.append(f"the head {head!r}")
+    return differs
 
 
 def _relevant(head: Any) -> dict[str, Any]:
@@ -261,7 +275,7 @@ def _relevant(head: Any) -> dict[str, Any]:
     return {option: list(value) if isinstance(value, tuple) else value for option, value in options.items()}
 
 
-def _spelled_out(place: str, spec: Any) -> dict[str, Any]:
+def spelled_out(place: str, spec: Any) -> dict[str, Any]:
     """A spec with the options that it leaves at their defaults."""
     name, room = spec_name(spec), _SWITCHES[place][0]
     defaults: Mapping[str, Any] = {}

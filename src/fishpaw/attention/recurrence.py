@@ -192,9 +192,10 @@ def _as_long(x: Tensor, like: Tensor) -> Tensor:
 
 
 def divide(totals: Tensor) -> Tensor:
-    """[… e] -> [… e-1]: the columns over the last one, 0 where that is 0."""
+    """[… e] -> [… e-1]: the columns over the last one, 0 where that is 0. Without gradients `totals` is written over."""
     above, below = totals[..., :-1], totals[..., -1:]
-    return above / below.masked_fill(below == 0, 1)
+    below = below.masked_fill(below == 0, 1)
+    return above / below if totals.requires_grad else above.div_(below)          # in place: another buffer's pages cost more than this
 
 
 def _explicit(pairs: list[Pair], v: Tensor | None, view: View, stored: object, dtype: torch.dtype) -> Attended:

@@ -223,3 +223,15 @@ def test_with_a_start_token_the_prompts_are_the_encoders(left):
     assert torch.equal(begun.start(longer, read), whole.start(longer, read))         # given both, it begins with nothing of its own
     with pytest.raises(ConfigError, match="start_id is given, but the model reads no encoder"):
         TransformerStepper(tiny(), start_id=7)
+
+
+def test_cached_steps_in_half_the_digits_choose_what_a_full_pass_chooses():
+    model = tiny(position="rotary", mask="causal").float().prepare(dtype=torch.bfloat16)
+    ids = torch.arange(11)[None]
+    stepper = TransformerStepper(model)
+    with torch.no_grad():
+        found = [stepper.start(Batch.padded(ids[:, :3])), *(stepper.step(ids[:, place]) for place in range(3, 11))]
+        expected = model(ids).logits[0, 2:]
+    cached = torch.cat(found)
+    assert torch.equal(cached.argmax(-1), expected.argmax(-1)) and cached.dtype == torch.bfloat16
+    assert float((cached - expected).abs().max()) < 0.05 * float(expected.abs().max())

@@ -41,7 +41,6 @@ VARIANTS = {
 THRICE = ("post-LN", "pre-LN", "RealFormer")                         # three seeds; one of the others
 RATES = (5e-4, 1e-3, 2e-3)
 CORPORA = ("laws_lawrefbook", "ms_vs_docs_zh", "pingcap_docs_cn", "oi_wiki", "react_zh", "d2l_zh")
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", type=Path, default=os.environ.get("FISHPAW_DATA", "."), help="default: FISHPAW_DATA")
 parser.add_argument("--out", type=Path, default=Path("runs/mlm_variants"))

@@ -34,6 +34,14 @@ class Different(Exception):
     """Two contenders don't compute the same thing: their times can't be compared."""
 
 
+def lengths(text: str) -> list[int]:
+    """"512,1024" -> whole numbers from 1, for argparse, whose error a ValueError becomes."""
+    found = [int(one) for one in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
 def arguments(doc: str, *, runs: int, threads: int | None = None, more: Callable[[argparse.ArgumentParser], object] | None = None
               ) -> argparse.Namespace:
     """The command line that all benchmarks share; `more` adds options of one's own."""

@@ -52,7 +52,7 @@ LONGEST_PEER = 4096                                              # its causal fo
 def main() -> None:
     given = harness.arguments(__doc__ or "", runs=5, threads=None, more=_options)
     harness.start(given)
-    given.sizes = [int(one) for one in (given.lengths or ("32,64" if given.smoke else "512,1024,2048,4096,8192,16384")).split(",")]
+    given.sizes = given.lengths or ([32, 64] if given.smoke else [512, 1024, 2048, 4096, 8192, 16384])
     shape = (2, 8) if given.smoke else (12, 64)
     if given.child:
         return _measure(given, shape)
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--lengths", help="tokens, with commas between (default 512 to 16,384)")
+    parser.add_argument("--lengths", type=harness.lengths, help="tokens, with commas between (default 512 to 16,384)")
     parser.add_argument("--train", action="store_true", help="forward and backward, too, at the middle length")
     parser.add_argument("--skip-memory", action="store_true", help="times only")
 

@@ -40,7 +40,7 @@ def main() -> None:
         shape = _shape(smoke=given.smoke)
         folder = models.make(Path(name) / "bert", shape.change({"heads": ("mlm",)}))
         calls = contenders(folder, shape, report)
-        for length in map(int, (given.lengths or ("8" if given.smoke else "32,128")).split(",")):
+        for length in given.lengths or ([8] if given.smoke else [32, 128]):
             ids = torch.randperm(shape.vocab_size - 200)[None, :length] + 200
             harness.say(f"{length} tokens")
             one, each = (calls[name](ids) for name in ("fishpaw, T-TA, one pass", "fishpaw, T-TA, n passes"))
@@ -89,7 +89,7 @@ def _said(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--lengths", help="tokens of the text, default 32,128")
+    parser.add_argument("--lengths", type=harness.lengths, help="tokens of the text, default 32,128")
 
 
 if __name__ == "__main__":

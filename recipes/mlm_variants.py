@@ -47,6 +47,8 @@ parser.add_argument("--out", type=Path, default=Path("runs/mlm_variants"))
 parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants, by name")
 parser.add_argument("--smoke", action="store_true", help="a few steps of a smaller model on the bundled reviews: seconds")
 arguments = parser.parse_args()
+if not arguments.smoke and not (arguments.data / "corpus").is_dir():
+    parser.error(f"{arguments.data} holds no folder corpus: give --data DIR")
 arguments.out /= "smoke" if arguments.smoke else "."                 # a trial never stands in for a run
 steps, trial, swapped = (3, 2, 2) if arguments.smoke else (1500, 200, 300)
 width, layers, rows = (32, 2, 4) if arguments.smoke else (128, 4, 32)
@@ -109,7 +111,6 @@ def run(name, model, rate, count, seed, warmup=0.1):
     kept.write_text(json.dumps(figures), encoding="utf-8")
     print(f"{name:32} loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.4f}  {result.seconds:.0f} s", flush=True)
     return figures
-
 table = {}
 for name in arguments.only:
     trials = [run(f"trial {name} {rate:g}", build(VARIANTS[name], 0), rate, trial, 0) for rate in RATES]
@@ -124,7 +125,6 @@ if (trained := arguments.out / "post-LN_0" / "weights.pt").exists():
     swap.load_state_dict(torch.load(trained, weights_only=True), strict=False)
     before = evaluate(swap.eval())
     table["swap"] = {"before": before, "after": run("swap", swap, 5e-4, swapped, 0)}
-
 # Speed, in turns, so that whatever else the machine does meets all alike: the fastest of several steps each.
 fastest = {}
 for turn in range(2 if arguments.smoke else 6):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
-from fishpaw.errors import ConfigError
 
 __all__ = ["ACTIVATIONS", "GATED", "Family", "Head", "Values", "number", "period", "truth", "whole"]
 
@@ -94,25 +94,25 @@ class Family:
 def number(values: Values, name: str, default: float) -> float:
     """A field that is a number. ConfigError for anything else."""
     value = values.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-        raise ConfigError(f"{name} is {value!r}.", fix="Give a number.")
-    return value
+    checks.number(name, value, least=-1e12)
+    found: float = value
+    return found
 
 
 def whole(values: Values, name: str, default: int, *, least: int = 0) -> int:
     """A field that is a whole number from `least`. ConfigError for anything else."""
     value = values.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}.", fix=f"Give a whole number from {least}.")
-    return value
+    checks.whole(name, value, least=least)
+    found: int = value
+    return found
 
 
 def truth(values: Values, name: str, default: bool) -> bool:
     """A field that is true or false. ConfigError for anything else."""
     value = values.get(name, default)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} is {value!r}.", fix="Give true or false.")
-    return value
+    checks.truth(name, value)
+    found: bool = value
+    return found
 
 
 def period(turns: Sequence[Any]) -> list[Any]:

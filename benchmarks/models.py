@@ -1,4 +1,4 @@
-"""The models that the benchmarks run: BERT-base (or a tiny one) with random weights in one folder, opened by us and by each peer."""
+"""The models that the benchmarks run: BERT-base, GPT-2 (or tiny ones) with random weights in one folder, opened by us and by each peer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from fishpaw.model.transformer import Transformer
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.weights.save import save
 
-__all__ = ["bert4torch", "make", "sentence_transformer", "shape", "transformers_model"]
+__all__ = ["bert4torch", "gpt", "make", "sentence_transformer", "shape", "transformers_model"]
 
-CLASSES = {"backbone": "BertModel", "mlm": "BertForMaskedLM"}
+CLASSES = {"backbone": "BertModel", "mlm": "BertForMaskedLM", "lm": "GPT2LMHeadModel"}
+_BERTS = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "vocab_size": "vocab_size",
+          "n_positions": "max_position_embeddings", "activation_function": "hidden_act", "layer_norm_epsilon": "layer_norm_eps"}
+_GPT2 = {"layer_type": "LLMLayer", "final_layernorm": True, "segment_vocab_size": 0, "tie_word_embeddings": True}
 
 
 def shape(*, smoke: bool, vocab_size: int = 21128, head: str = "backbone") -> ModelConfig:
@@ -31,6 +34,13 @@ def shape(*, smoke: bool, vocab_size: int = 21128, head: str = "backbone") -> Mo
         return ModelConfig(vocab_size=vocab_size, hidden_size=32, layers=2, attention_heads=4, intermediate_size=64, max_positions=128,
                            heads=heads)
     return ModelConfig(vocab_size=vocab_size, hidden_size=768, layers=12, attention_heads=12, intermediate_size=3072, heads=heads)
+
+
+def gpt(layers: int, width: int, *, vocab_size: int = 21128, longest: int = 512) -> ModelConfig:
+    """GPT-2 with heads of 64 (or one of all) and a Chinese vocabulary."""
+    return ModelConfig(vocab_size=vocab_size, hidden_size=width, layers=layers, attention_heads=max(1, width // 64), family="gpt2",
+                       intermediate_size=4 * width, max_positions=longest, segments=0, activation="gelu_tanh", mask="causal",
+                       norm_at="pre", norm={"name": "layer", "eps": 1e-5}, embedding_norm=False, heads=("lm",))
 
 
 def make(folder: Path, config: ModelConfig, tokenizer: WordPiece | None = None) -> Path:
@@ -63,18 +73,23 @@ def transformers_model(folder: Path, *, head: str = "backbone", dtype: torch.dty
     return model.eval()
 
 
-def bert4torch(folder: Path, *, head: str = "backbone") -> Any:
-    """bert4torch's BERT with torch's fused attention; called as model([ids, segments]). It wants a configuration of its own."""
+def bert4torch(folder: Path, *, head: str = "backbone", model: str = "bert", application: str = "encoder") -> Any:
+    """bert4torch's BERT (called as model([ids, segments])) or "gpt2" ([ids]), with torch's fused attention. application "unilm" gives BERT
+    that mask. It wants a configuration of its own, under BERT's names."""
     with _without_vision():
         from bert4torch.models import build_transformer_model
 
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     values.pop("fishpaw", None)
+    if model == "gpt2":
+        values = {**{_BERTS[name]: value for name, value in values.items() if name in _BERTS}, **_GPT2}
+        values["intermediate_size"] = 4 * values["hidden_size"]
+    more = {"with_mlm": True} if head == "mlm" else {}
     own = folder.parent / f"{folder.name}-bert4torch" / "bert4torch_config.json"
     own.parent.mkdir(exist_ok=True)
     own.write_text(json.dumps(values), encoding="utf-8")
-    return build_transformer_model(config_path=str(own), checkpoint_path=str(folder / "model.safetensors"), model="bert",
-                                   with_mlm=head == "mlm", _attn_implementation="sdpa", verbose=0).eval()
+    return build_transformer_model(config_path=str(own), checkpoint_path=str(folder / "model.safetensors"), model=model,
+                                   application=application, _attn_implementation="sdpa", verbose=0, **more).eval()
 
 
 @contextmanager

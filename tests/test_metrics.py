@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import random
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -10,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fishpaw.errors import DataError
-from fishpaw.metrics import Counts, accuracy, classification, confusion, majority_accuracy, multilabel
+from fishpaw.metrics import Counts, Rouge, accuracy, auc, bleu, classification, confusion, distinct, majority_accuracy, multilabel, rouge
 
 TRUE = ["cat", "cat", "cat", "cat", "dog", "dog", "hen"]
+GROUPS = (multilabel, rouge, bleu)
 FOUND = ["cat", "cat", "dog", "hen", "dog", "cat", "cat"]
 
 labels = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=41)
 sets = st.lists(st.tuples(st.frozensets(st.integers(0, 4)), st.frozensets(st.integers(0, 4))), min_size=1, max_size=41)
+characters = st.text("的一是了我", max_size=17)
+texts = st.lists(st.tuples(characters, characters), min_size=1, max_size=7)
+scores = st.lists(st.integers(0, 5), min_size=1, max_size=23)
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 
 
@@ -87,14 +94,53 @@ def test_labels_of_several_types_have_a_fixed_order() -> None:
     assert list(classification(["b", 2], [None, "a"]).labels) == [None, 2, "a", "b"]
 
 
+def test_rouge_by_hand() -> None:
+    # of 11 and 6 characters 6 are shared, of 10 and 5 pairs 4 (爱我, 我的, 的祖, 祖国); the second text is a subsequence of the first
+    report = rouge(["我真的非常热爱我的祖国"], ["我爱我的祖国"])
+    assert report == Rouge(2 * 6 / 17, 2 * 4 / 15, 2 * 6 / 17)
+    assert report.main == pytest.approx(0.2 * 12 / 17 + 0.4 * 8 / 15 + 0.4 * 12 / 17)
+    assert rouge([["the", "cat"], ["sat"]], [["the", "cat"], ["ran"]]) == Rouge(0.5, 0.5, 0.5)                # the mean over texts
+
+
+def test_repeating_a_shared_token_is_not_rewarded() -> None:
+    assert rouge(["的的的的"], ["的"]).rouge1 == 2 * 1 / 5
+    assert rouge(["的的的的"], ["的的一"]).rouge1 == 2 * 2 / 7
+    assert rouge(["的的的的"], ["的的一"], repeats="once").rouge1 == 2 * 1 / 3                                # what the packages make of it
+
+
+def test_rouge_of_order_and_of_nothing() -> None:
+    assert rouge(["abcd"], ["dcba"]) == Rouge(1.0, 0.0, 1 / 4)
+    assert rouge([""], ["abc"]) == rouge(["abc"], [""]) == rouge([""], [""]) == Rouge(0.0, 0.0, 0.0)
+    assert rouge(["a"], ["a"]) == Rouge(1.0, 0.0, 1.0)                                                        # no pair in one token
+
+
+def test_bleu_by_hand() -> None:
+    # precisions 4/5, 2/4, 1/3, and half of one of 2; not shorter
+    assert bleu(["abcxe"], ["abcde"]) == pytest.approx((4 / 5 * 2 / 4 * 1 / 3 * 0.5 / 2) ** (1 / 4))
+    assert bleu(["abcxe"], ["abcde"], smoothing="none") == 0.0
+    assert bleu(["abc"], ["abcdef"], most=2) == pytest.approx(math.exp(1 - 6 / 3))                            # all right, but short
+    assert bleu(["abcd", "x"], ["abcd", "y"], most=1) == 4 / 5                                                # of all texts together
+    assert bleu([""], ["a"]) == bleu(["abc"], ["abc"]) == bleu(["xyzw"], ["abcd"]) == 0.0
+
+
+def test_distinct_by_hand() -> None:
+    assert distinct(["abab", "ab"], 1) == 2 / 6 and distinct(["abab", "ab"], 2) == 2 / 4                       # no pair across two texts
+    assert distinct([["我", "们"]], 1) == 1.0 and distinct(["a", ""], 2) == 0.0
+
+
+def test_auc_by_hand() -> None:
+    assert auc([3, 1], [2, 1]) == (1 + 1 + 0 + 0.5) / 4
+    assert auc([0.5], [0.5]) == 0.5 and auc([math.inf], [-math.inf]) == 1.0
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("measure", [accuracy, confusion, classification, multilabel])
+@pytest.mark.parametrize("measure", [accuracy, confusion, classification, multilabel, rouge, bleu])
 def test_nothing_and_unequal_lengths_are_refused(measure: Any) -> None:
     with pytest.raises(DataError, match="no example"):
         measure([], [])
     with pytest.raises(DataError, match="2 predictions are given for 3 examples"):
-        measure([[1], [2]] if measure is multilabel else [1, 2], [[1], [2], [3]] if measure is multilabel else [1, 2, 3])
+        measure([[1], [2]] if measure in GROUPS else [1, 2], [[1], [2], [3]] if measure in GROUPS else [1, 2, 3])
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -108,6 +154,15 @@ def test_nothing_and_unequal_lengths_are_refused(measure: Any) -> None:
     (lambda: multilabel([{1}], [[0, 1, 1]]), r"true\[0\] holds a label twice"),
     (lambda: majority_accuracy([]), "no label"),
     (lambda: majority_accuracy([1], training=[]), "no label"),
+    (lambda: rouge("ab", "ab"), "predicted is one string"),
+    (lambda: bleu(["ab"], cast(Any, [3])), r"true\[0\] is 3, not a text"),
+    (lambda: rouge([[["a"]]], cast(Any, [["a"]])), r"predicted\[0\]\[0\] is a list"),
+    (lambda: bleu(["ab"], ["ab"], most=0), "most is 0"),
+    (lambda: bleu(["ab"], ["ab"], smoothing=cast(Any, "add-k")), "smoothing is 'add-k'"),
+    (lambda: rouge(["ab"], ["ab"], repeats=cast(Any, True)), "repeats is True"),
+    (lambda: distinct(["ab"], 0), "n is 0"),
+    (lambda: auc([], [1.0]), "no positive example"),
+    (lambda: auc([1.0], [math.nan]), r"negative\[0\] is nan"),
 ])
 def test_mistakes_are_named(call: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -171,6 +226,125 @@ def test_the_right_answers_score_one(pairs: list[tuple[int, int]]) -> None:
     true = [pair[1] for pair in pairs]
     report = classification(true, true)
     assert (report.accuracy, report.micro.f1, report.macro_f1) == (1.0, 1.0, 1.0) and majority_accuracy(true) >= 1 / len(set(true))
+
+
+def longest_common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The table of the textbook."""
+    before = [0] * (len(other) + 1)
+    for a in one:
+        row = [0]
+        for at, b in enumerate(other):
+            row.append(before[at] + 1 if a == b else max(before[at + 1], row[at]))
+        before = row
+    return before[-1]
+
+
+@quick
+@given(characters, characters)
+def test_rouge_l_counts_the_longest_common_subsequence(one: str, other: str) -> None:
+    wanted = 2 * longest_common(one, other) / (len(one) + len(other)) if one or other else 0.0
+    assert rouge([one], [other]).rougeL == wanted
+    assert rouge([list(one)], [list(other)]).rougeL == wanted
+
+
+def test_rouge_l_of_texts_longer_than_a_machine_word() -> None:
+    draw = random.Random(5)
+    one, other = (draw.choices(range(13), k=length) for length in (311, 197))
+    assert rouge([one], [other]).rougeL == 2 * longest_common(one, other) / 508
+    blocks = sum(block.size for block in difflib.SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks())
+    assert blocks <= longest_common(one, other)
+    with pytest.raises(AssertionError):                           # planted: common blocks instead
+        assert rouge([one], [other]).rougeL == 2 * blocks / 508
+
+
+@quick
+@given(texts)
+def test_texts_laws(pairs: list[tuple[str, str]]) -> None:
+    found, true = (list(column) for column in zip(*pairs, strict=True))
+    report, swapped = rouge(found, true), rouge(true, found)
+    assert report == swapped                                      # an F score doesn't tell the two apart
+    assert 0 <= report.rouge2 <= report.rouge1 <= 1 and report.rougeL <= report.rouge1
+    assert 0 <= bleu(found, true, smoothing="none") <= bleu(found, true) <= 1
+    assert rouge(found, found).rougeL == sum(map(bool, found)) / len(found)
+    names = {"的": 7, "一": 0, "是": -1, "了": 3, "我": 2}              # only equality matters
+    assert rouge([[names[c] for c in text] for text in found], [[names[c] for c in text] for text in true]) == report
+    backwards = rouge([text[::-1] for text in found], [text[::-1] for text in true])
+    assert backwards.main == pytest.approx(report.main)
+    assert bleu(found[::-1], true[::-1]) == bleu(found, true)
+    assert 0 <= distinct(found, 2) <= 1 and (distinct(found, 1) < 1 or len(set("".join(found))) == len("".join(found)))
+
+
+@quick
+@given(st.lists(st.text("的一是了我", min_size=4, max_size=17), min_size=1, max_size=5))
+def test_bleu_of_the_right_texts_is_one(given_texts: list[str]) -> None:
+    assert bleu(given_texts, given_texts) == pytest.approx(1.0)
+    assert bleu([text[:-1] for text in given_texts], given_texts, most=2) < 1
+
+
+@quick
+@given(scores, scores)
+def test_auc_is_the_share_of_pairs_in_order(above: list[int], below: list[int]) -> None:
+    pairs = [(a > b) + (a == b) / 2 for a in above for b in below]
+    assert auc(above, below) == pytest.approx(sum(pairs) / len(pairs))
+    assert auc(above, below) + auc(below, above) == pytest.approx(1.0)
+    assert auc([math.exp(a) for a in above], [math.exp(b) for b in below]) == auc(above, below)
+
+
+# -- other packages ---------------------------------------------------------------------------------------------------------------
+
+ALPHABET = "的一是了我不人在他有"
+
+
+def corrupted(seed: int, count: int = 23) -> tuple[list[str], list[str]]:
+    """Texts and the same with holes, changes and repetitions."""
+    draw = random.Random(seed)
+    true = ["".join(draw.choices(ALPHABET, k=draw.randint(1, 29))) for _ in range(count)]
+    found = ["".join(draw.choice([c, c, c, c, c + c, "", draw.choice(ALPHABET)]) for c in text) or "的" for text in true]
+    return found, true
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("tokenize", ["zh", "char"])
+@pytest.mark.parametrize("smoothing", ["exp", "none"])
+def test_bleu_as_sacrebleu(seed: int, tokenize: str, smoothing: Any) -> None:
+    oracle = pytest.importorskip("sacrebleu", reason="sacrebleu comes with the extra parity")
+    for size in (23, 2, 1):                                        # few texts: an order without a right n-gram
+        found, true = corrupted(seed, size)
+        theirs = oracle.corpus_bleu(found, [true], tokenize=tokenize, smooth_method=smoothing).score / 100
+        assert bleu(found, true, smoothing=smoothing) == pytest.approx(theirs, abs=1e-9)
+    found, true = corrupted(seed)
+    with pytest.raises(AssertionError):                           # planted: a mean of the texts' scores
+        theirs = oracle.corpus_bleu(found, [true], tokenize=tokenize, smooth_method=smoothing).score / 100
+        assert sum(bleu([a], [b]) for a, b in zip(found, true, strict=True)) / len(true) == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", range(5))
+def test_rouge_as_rouge_chinese(seed: int) -> None:
+    package = pytest.importorskip("rouge_chinese", reason="rouge-chinese comes with the extra parity")
+    found, true = corrupted(seed)
+    spaced = [[" ".join(text) for text in column] for column in (found, true)]
+    for repeats, exclusive in (("counted", False), ("once", True)):
+        scores = package.Rouge(exclusive=exclusive).get_scores(*spaced, avg=True)
+        theirs = pytest.approx([scores[f"rouge-{kind}"]["f"] for kind in ("1", "2", "l")], abs=1e-7)      # F / (p + r + 1e-8) there
+        ours = rouge(found, true, repeats=cast(Any, repeats))
+        assert [ours.rouge1, ours.rouge2, ours.rougeL] == theirs
+        with pytest.raises(AssertionError):                       # planted: the other way to count
+            other = rouge(found, true, repeats="once" if repeats == "counted" else "counted")
+            assert [other.rouge1, other.rouge2, other.rougeL] == theirs
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_as_scikit_learn(seed: int) -> None:
+    oracle = pytest.importorskip("sklearn.metrics")
+    draw = random.Random(seed)
+    above, below = ([draw.randint(low, 9) for _ in range(size)] for low, size in ((2, 41), (0, 67)))
+    theirs = oracle.roc_auc_score([1] * len(above) + [0] * len(below), above + below)
+    assert auc(above, below) == pytest.approx(theirs, abs=1e-12)
+    with pytest.raises(AssertionError):                           # planted: ties lost
+        assert sum(a > b for a in above for b in below) / (41 * 67) == pytest.approx(theirs, abs=1e-12)
 
 
 # -- scikit-learn -----------------------------------------------------------------------------------------------------------------

@@ -39,3 +39,44 @@ def test_variants_of_a_masked_language_model_run_and_are_read_again(tmp_path):
     table = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
     assert [len(table[name]["losses"]) for name in ("post-LN", "Performer")] == [3, 1] and len(table["abrupt"]) == 3
     assert 0 <= table["swap"]["after"]["accuracy"] <= 1 and table["Performer"]["tokens_per_second"] > 0
+
+
+def test_two_ways_to_train_a_translator_run_and_are_read_again(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "teaforn.py"), "--smoke", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    for turn in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
+        assert done.returncode == 0, done.stderr
+        assert ("TeaForN          2  loss" in done.stdout) == (turn == 0)      # the second time everything is there
+    table = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
+    assert [len(table[way]) for way in ("teacher forcing", "TeaForN")] == [3, 3]
+    assert all(0 <= one["bleu 4"] <= 100 and len(one["said 1"]) == 6 for way in table.values() for one in way)
+
+
+def test_three_ways_to_end_a_text_run_and_are_read_again(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "termination.py"), "--smoke", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    for turn in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
+        assert done.returncode == 0, done.stderr
+        assert ("greedy                100.00% endless" in done.stdout) == (turn == 0)   # the second time everything is there
+        assert done.stdout.count("Greedy search ends after 693 tokens at most") == 2
+    table = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
+    assert set(table) == {"softmax", "self_terminating", "non_monotone"}
+    for one in table.values():
+        assert one.pop("perplexity") > 1 and len(one) == 11
+        assert all(0 <= way["endless"] <= 1 and way["longest"] <= 30 for way in one.values())
+
+
+def test_a_model_of_whole_conversations_learns_talks_and_is_measured_again(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "dialogue.py"), "--smoke", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    first, again = (subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    lines = first.stdout.splitlines()
+    assert re.fullmatch(r"\d+ conversations about a subject and 0 of small talk to learn from, \d+ measured", lines[0])
+    assert re.fullmatch(r"perplexity \d+\.\d\d  relevance 0\.\d{3} by log-probability, 0\.\d{3} by mutual information  "
+                        r"distinct-1 0\.\d{4}  distinct-2 0\.\d{4}", lines[-1])  # fmt: skip
+    assert again.stdout.splitlines()[-1] == lines[-1] and sum(line.startswith("Conversation ") for line in lines) == 3
+    summary = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
+    assert [len(turns) for turns in summary["conversations"]] == [6, 6, 6] and summary["perplexity"] > 1

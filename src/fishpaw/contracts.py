@@ -63,7 +63,8 @@ class Grid:
 
     def lay(self, flat: Tensor) -> Tensor:
         """[n …] -> [b t …]"""
-        mine: Tensor = flat.narrow(0, self.start, self.size)
+        size = self.size
+        mine: Tensor = flat if size == len(flat) else flat.narrow(0, self.start, size)
         laid: Tensor = mine.reshape(self.b, self.t, *mine.shape[1:]) if self.index is None else mine[self.index]
         return laid
 
@@ -74,11 +75,15 @@ class Grid:
 
     def split(self, flat: Tensor, heads: int) -> Tensor:
         """[n h*d] -> [b h t d]"""
+        if self.index is None and len(flat) == self.b * self.t:      # at a step of decoding each call counts
+            return flat.reshape(self.b, self.t, heads, -1).transpose(1, 2)
         laid: Tensor = self.lay(flat).unflatten(-1, (heads, -1))
         return laid.transpose(1, 2)
 
     def merge(self, split: Tensor) -> Tensor:
         """[b h t d] -> [m h*d]"""
+        if self.cells is None:
+            return split.transpose(1, 2).reshape(self.b * self.t, -1)
         return self.flat(split.transpose(1, 2).flatten(2))
 
 

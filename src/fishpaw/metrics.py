@@ -1,19 +1,26 @@
-"""How right a classifier is: accuracy, precision, recall and F1 from counts. Plain labels in, plain numbers out.
+"""How right predictions are: of labels accuracy, precision, recall, F1 and AUC, of texts ROUGE, BLEU and distinct n-grams. Plain values in,
+plain numbers out.
 
 Definitions: van Rijsbergen, Information Retrieval (1979), chapter 7. Macro F1 is the mean of the labels' F1, not the F1 of the mean
-precision and recall, which is another number (arXiv:1911.03347). A share of nothing, 0 / 0, is 0.
+precision and recall, which is another number (arXiv:1911.03347). A share of nothing, 0 / 0, is 0. A text is a sequence of tokens; a
+string is one of characters, as Chinese is commonly measured; for words give lists of words.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fishpaw.errors import DataError
 
-__all__ = ["Counts", "Report", "accuracy", "classification", "confusion", "majority_accuracy", "multilabel"]
+__all__ = ["Counts", "Report", "Rouge", "accuracy", "auc", "bleu", "classification", "confusion", "distinct", "majority_accuracy",
+           "multilabel", "rouge"]
+
+Text = Sequence[Hashable]
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,20 @@ class Report:
         return _share(sum(counts.f1 for counts in self.labels.values()), len(self.labels))
 
 
+@dataclass(frozen=True)
+class Rouge:
+    """Means over the texts of the F scores of shared tokens, shared pairs of neighbours and the longest common subsequence, 0 to 1."""
+
+    rouge1: float
+    rouge2: float
+    rougeL: float
+
+    @property
+    def main(self) -> float:
+        """0.2 ROUGE-1 + 0.4 ROUGE-2 + 0.4 ROUGE-L: the one number of CAIL2020's track of summaries."""
+        return 0.2 * self.rouge1 + 0.4 * self.rouge2 + 0.4 * self.rougeL
+
+
 def accuracy(predicted: Iterable[Any], true: Iterable[Any]) -> float:
     """Share of examples where both are equal. Errors: DataError where there are none, or not equally many."""
     found, wanted = _pair(predicted, true)
@@ -123,6 +144,75 @@ def multilabel(predicted: Iterable[Iterable[Any]], true: Iterable[Iterable[Any]]
     return _report(_sets(predicted, "predicted"), _sets(true, "true"), labels)
 
 
+def rouge(predicted: Iterable[Text], true: Iterable[Text], *, repeats: Literal["counted", "once"] = "counted") -> Rouge:
+    """ROUGE-1, ROUGE-2 and ROUGE-L, with F1 as the F score, against one reference a text.
+
+    repeats: an n-gram is "counted" as often as both texts hold it, which is ROUGE (Lin, aclanthology.org/W04-1013, sections 2 and 3.1);
+    "once" each, as the Python packages rouge and rouge-chinese do unless told otherwise, and many published figures: higher on
+    characters. A text without tokens scores 0, as does ROUGE-2 of a single token. ROUGE-L costs the lengths' product / 64.
+    Errors: DataError where nothing is to be compared, the numbers of texts differ, or a text isn't a sequence of tokens.
+    """
+    if repeats not in ("counted", "once"):
+        raise DataError(f"repeats is {repeats!r}.", fix='Choose "counted" or "once".')
+    found, wanted = _texts(predicted, "predicted"), _texts(true, "true")
+    _same_length(found, wanted)
+    sums = [0.0, 0.0, 0.0]
+    for one, other in zip(found, wanted, strict=True):
+        for index, n in enumerate((1, 2)):
+            a, b = _ngrams(one, n), _ngrams(other, n)
+            if repeats == "once":
+                a, b = Counter(a.keys()), Counter(b.keys())
+            sums[index] += _share(2 * (a & b).total(), a.total() + b.total())
+        sums[2] += _share(2 * _common(one, other), len(one) + len(other))
+    return Rouge(*(_share(part, len(wanted)) for part in sums))
+
+
+def bleu(predicted: Iterable[Text], true: Iterable[Text], *, most: int = 4, smoothing: Literal["exp", "none"] = "exp") -> float:
+    """Corpus BLEU, 0 to 1: geometric mean of the precisions of 1- to `most`-grams of all texts together, times the brevity penalty.
+
+    One reference a text. smoothing, where no n-gram of an order is right: "exp" takes 1/2, 1/4, … of one, as mteval and sacrebleu do
+    (whose number / 100 this is); "none" gives 0. It is no mean of the texts' scores. Source: aclanthology.org/P02-1040, arXiv:1804.08771.
+    Errors: as for rouge; DataError for `most` below 1 or another smoothing.
+    """
+    found, wanted = _texts(predicted, "predicted"), _texts(true, "true")
+    _same_length(found, wanted)
+    _check_order("most", most)
+    if smoothing not in ("exp", "none"):
+        raise DataError(f"smoothing is {smoothing!r}.", fix='Choose "exp" or "none".')
+    precisions: list[float] = []
+    half = 1.0
+    for n in range(1, most + 1):
+        right = sum((_ngrams(one, n) & _ngrams(other, n)).total() for one, other in zip(found, wanted, strict=True))
+        all_of_them = sum(max(0, len(one) - n + 1) for one in found)
+        if not all_of_them or (not right and (n == 1 or smoothing == "none")):
+            return 0.0
+        half /= 1 if right else 2
+        precisions.append((right or half) / all_of_them)
+    length, wanted_length = sum(map(len, found)), sum(map(len, wanted))
+    brevity = min(0.0, 1 - wanted_length / length)
+    return math.exp(brevity + sum(map(math.log, precisions)) / most)
+
+
+def distinct(texts: Iterable[Text], n: int) -> float:
+    """Different n-grams / n-grams, of all texts together: how little a generator repeats itself. arXiv:1510.03055, section 5.
+
+    It falls with the amount of text, so compare equal numbers of texts only. 0 where no text has n tokens.
+    """
+    _check_order("n", n)
+    counts: Counter[Hashable] = Counter()
+    for text in _texts(texts, "texts"):
+        counts.update(_ngrams(text, n))
+    return _share(len(counts), counts.total())
+
+
+def auc(positive: Iterable[float], negative: Iterable[float]) -> float:
+    """Area under the ROC curve from the scores of positive and of negative examples: the share of pairs whose positive one scores higher,
+    ties counted half (Mann and Whitney's U / (m n)). Errors: DataError where either is empty or a score is no number."""
+    above, below = _scores(positive, "positive"), sorted(_scores(negative, "negative"))
+    twice = sum(bisect_left(below, score) + bisect_right(below, score) for score in above)
+    return twice / (2 * len(above) * len(below))
+
+
 def _report(predicted: list[set[Hashable]], true: list[set[Hashable]], labels: Sequence[Any] | None) -> Report:
     _same_length(predicted, true)
     order = _order([label for group in (*true, *predicted) for label in group], labels)
@@ -152,6 +242,51 @@ def _same_length(predicted: Sequence[Any], true: Sequence[Any]) -> None:
         raise DataError(f"{len(predicted)} predictions are given for {len(true)} examples.", fix="Give one prediction an example.")
     if not true:
         raise DataError("There is no example to measure.", fix="Give at least one.")
+
+
+def _texts(texts: Iterable[Text], name: str) -> list[Text]:
+    if isinstance(texts, str):
+        raise DataError(f"{name} is one string.", fix="Give a list of texts.")
+    read: list[Text] = []
+    for at, text in enumerate(texts):
+        if not isinstance(text, Iterable):
+            raise DataError(f"{name}[{at}] is {text!r}, not a text.", fix="Give a string, or a list of tokens.")
+        read.append(text if isinstance(text, str) else _plain(text, f"{name}[{at}]"))
+    return read
+
+
+def _scores(values: Iterable[float], name: str) -> list[float]:
+    found: list[float] = []
+    for at, value in enumerate(_plain(values, name)):
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise DataError(f"{name}[{at}] is {value!r}, not a score.", fix="Give a number an example.")
+        found.append(value)
+    if not found:
+        raise DataError(f"There is no {name} example.", fix="Give at least one of either kind.")
+    return found
+
+
+def _check_order(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DataError(f"{name} is {value!r}.", fix="Give a whole number, 1 or more.")
+
+
+def _ngrams(text: Text, n: int) -> Counter[Hashable]:
+    grams: Iterable[Hashable] = text if n == 1 else zip(*(text[start:] for start in range(n)), strict=False)
+    return Counter(grams)
+
+
+def _common(one: Text, other: Text) -> int:
+    """Length of the longest common subsequence; the rows of the table are bits of whole numbers (Hyyrö 2004, after Crochemore 2001)."""
+    places: dict[Hashable, int] = {}
+    for at, token in enumerate(one):
+        places[token] = places.get(token, 0) | 1 << at
+    every = (1 << len(one)) - 1
+    row = every                                                   # bit i is 0 where the length grows from one[:i] to one[:i + 1]
+    for token in other:
+        met = row & places.get(token, 0)
+        row = (row + met | row - met) & every
+    return len(one) - row.bit_count()
 
 
 def _plain(values: Iterable[Any], name: str) -> list[Hashable]:

@@ -12,13 +12,15 @@ from typing import Any, NoReturn
 __all__ = ["beside_a_bar", "decoded", "in_options", "leave", "show_warning", "tell", "write", "write_figures", "write_json"]
 
 _OPTIONS = (
-    "accumulate", "batch_size", "beams", "epochs", "evaluate_every", "learning_rate", "length_penalty", "max_length", "max_new", "min_new",
-    "n", "patience", "precision", "steps", "temperature", "top_k", "top_p", "warmup", "weight_decay",
+    "accumulate", "batch_size", "beams", "consistent", "contrastive_alpha", "contrastive_k", "dry", "epochs", "eta", "evaluate_every",
+    "frequency_penalty", "learning_rate", "length_penalty", "max_length", "max_new", "min_new", "min_p", "n", "no_repeat_ngram", "patience",
+    "precision", "presence_penalty", "repetition_penalty", "steps", "temperature", "top_k", "top_p", "typical", "warmup", "weight_decay",
 )  # fmt: skip
 _NAMED = re.compile(rf"^({'|'.join(_OPTIONS)})(?= is )")
 _SPELLED = {
     'mask="causal"': "--mask causal", 'mask="unilm"': "--mask unilm", 'family="t5_encoder"': "--family t5_encoder",
-    "resume=False; --restart": "--restart", "(max_new)": "(--max-new)",
+    "resume=False; --restart": "--restart", "(max_new)": "(--max-new)", "Set sample.": "Add --sample.",
+    "Set beams to 4": "Add --beams 4", "Set contrastive_k to 5": "Add --contrastive-k 5",
 }  # fmt: skip
 
 

@@ -54,9 +54,11 @@ def test_top_k_keeps_the_k_best(k):
         assert found == set(sorted(range(23), key=lambda token: -row[token])[:k])
 
 
-@pytest.mark.parametrize("k", [23, 24, 10**9])
-def test_top_k_of_at_least_the_vocabulary_keeps_all(k):
-    assert torch.equal(TopK(k)(logits_of(3), NONE), logits_of(3))
+def test_top_k_of_the_vocabulary_keeps_all_and_more_is_refused():
+    assert torch.equal(TopK(23)(logits_of(3), NONE), logits_of(3))
+    for k in (24, 10**9):
+        with pytest.raises(ConfigError, match=f"^top_k is {k}, but there are 23 tokens. Give 1 to 23.$"):
+            TopK(k)(logits_of(3), NONE)
 
 
 def test_ties_with_the_last_one_kept_are_kept():
@@ -126,7 +128,7 @@ def test_the_filter_that_leaves_nothing_is_named(dtype, vocabulary, row):
         out[row] = NEVER
         return out
 
-    scores, emptied = Chain(Limits(5), [TopK(50), ban, Temperature(2.0)])(torch.randn(3, vocabulary, dtype=dtype), NONE)
+    scores, emptied = Chain(Limits(5), [TopK(min(50, vocabulary)), ban, Temperature(2.0)])(torch.randn(3, vocabulary, dtype=dtype), NONE)
     assert isinstance(emptied, FishpawError) and "ban left no token" in str(emptied)
     assert (scores[row] == NEVER).all() and not scores.isnan().any()             # the other rows are still usable
     assert torch.allclose(scores.exp().sum(-1).sum(), torch.tensor(2.0, dtype=dtype))

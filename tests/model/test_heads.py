@@ -10,6 +10,8 @@ from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
 from fishpaw.model import heads
 from fishpaw.model.transformer import Transformer
+from fishpaw.weights.load import load_model
+from fishpaw.weights.save import save
 
 torch.set_num_threads(1)
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [0, 0, 5, 3, 5]])
@@ -134,3 +136,43 @@ def test_the_mlm_head_may_have_an_activation_of_its_own():
     assert float((own(IDS).logits - made).abs().max()) < 1e-10 < 1e-3 < float((plain(IDS).logits - made).abs().max())
     with pytest.raises(ConfigError, match="no activation 'rely'"):
         tiny({"name": "mlm", "activation": "rely"})
+
+
+ENDING = {"name": "self_terminating", "epsilon": 1e-4, "end": 3}
+
+
+@pytest.mark.parametrize("name", ["self_terminating", "non_monotone"])
+def test_an_ending_is_saved_with_its_model_and_changes_no_logits(name, tmp_path, caplog):
+    """gpt2 is a layout that transformers opens; with an ending it must not be, for there the logits would go through a softmax."""
+    shape = {"family": "gpt2", "mask": "causal", "norm_at": "pre", "embedding_norm": False, "segments": 0}
+    plain, model = tiny("lm", **shape), tiny({"name": "lm", "ending": {**ENDING, "name": name}}, **shape)
+    model.load_state_dict(plain.state_dict())
+    assert torch.equal(plain(IDS).logits, model(IDS).logits)
+    for one, said in ((plain, ""), (model, "transformers can't open. It has no counterpart of the head {'name': 'lm', 'ending'")):
+        caplog.clear()
+        save(one, tmp_path / "model")
+        assert said in caplog.text and bool(caplog.text) is bool(said)
+        again = load_model(str(tmp_path / "model")).double()
+        assert again.config.heads == one.config.heads and again.heads["lm"].ending == one.heads["lm"].ending
+    assert again.heads["lm"].ending == heads.Ending(name, 1e-4, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "terminating"}, "name is 'terminating'.*self_terminating"),
+        ({"name": "os:system"}, "name is 'os:system'"),
+        ({"epsilon": 0.0}, "epsilon is 0.0"),
+        ({"epsilon": 1.0}, "epsilon is 1.0"),
+        ({"epsilon": "0.1"}, "epsilon is '0.1'"),
+        ({"end": 37}, "end is 37.*from 0 to 36"),
+        ({"end": True}, "end is True"),
+        ({"rate": 0.1}, "ending is .*rate"),
+    ],
+)
+def test_an_ending_that_can_not_be_is_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny({"name": "lm", "ending": {**ENDING, **change}})
+    for bad in ("self_terminating", {"name": "self_terminating"}, [ENDING]):
+        with pytest.raises(ConfigError, match="The head's ending is "):
+            tiny({"name": "lm", "ending": bad})

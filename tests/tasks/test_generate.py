@@ -15,6 +15,8 @@ from fishpaw.decoding.limits import LONGEST, Limits
 from fishpaw.decoding.processors import Temperature, TopK, TopP
 from fishpaw.decoding.sample import sample, stream_sample
 from fishpaw.decoding.search import beam, greedy, stream_greedy
+from fishpaw.decoding.settings import Settings
+from fishpaw.decoding.stops import StopStrings
 from fishpaw.decoding.walk import Streamed
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.model.transformer import Transformer
@@ -167,6 +169,103 @@ def test_pieces_come_at_once_where_nothing_can_change_them(pretrained):
     writer = word_writer(pretrained)
     ids = [writer.tokenizer.vocab.id(word) for word in ["今", "天", "don", "'", "t", "今", "天"]]
     assert list(writer.pieces(iter(stream_of(ids, None)))) == ["今", "天", "don", "'t今", "天"]
+
+
+# Batches, settings and stops in one call
+
+TEXTS = ["今天气", "好", "我们去公园玩吧", "天", "今天气我们去", "不", "了是", "公园玩", "我"]
+SETTINGS = [Settings(), Settings(beams=3, n=2, length_penalty=0.5), Settings(sample=True, n=3, temperature=1.5, top_k=20),
+            Settings(repetition_penalty=1.4, no_repeat_ngram=2, frequency_penalty=0.5, presence_penalty=0.5, dry=0.8),
+            Settings(contrastive_k=4),
+            Settings(sample=True, temperature=1.2, top_k=25, top_p=0.95, min_p=0.02, typical=0.9, eta=1e-3)]  # fmt: skip
+
+
+def named(settings: Settings) -> str:
+    return ",".join(name for name, value in vars(settings).items() if value != vars(Settings())[name])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=named)
+def test_batches_give_the_answers_of_one_by_one_in_order(writer, settings):
+    limits = writer.limits(9)
+    alone = list(writer.answers(TEXTS, settings, limits, seed=5))
+    assert len(alone) == len(TEXTS) and all(len(group) == settings.n for group in alone)
+    for size in (2, 4, 50):
+        assert [[one.hypothesis.tokens for one in group] for group in writer.answers(TEXTS, settings, limits, batch_size=size, seed=5)] \
+            == [[one.hypothesis.tokens for one in group] for group in alone]
+    if settings.beams == settings.n == 1:
+        streamed = ["".join(writer.stream(text, settings, limits, seed=5, number=number)) for number, text in enumerate(TEXTS)]
+        assert streamed == [group[0].text for group in alone]
+
+
+def test_settings_are_the_searches_by_hand(writer):
+    prompt, limits = writer.encode(["今天"], max_new=7), writer.limits(7)
+    ((one,),) = writer.answers(["今天"], Settings(), limits)
+    assert one.hypothesis == greedy(writer.stepper, prompt, limits=limits)[0] and one.text == writer.decode(one.hypothesis)
+    (some,) = writer.answers(["今天"], Settings(beams=4, n=4), limits)
+    assert [one.hypothesis for one in some] == beam(writer.stepper, prompt, beams=4, n=4, limits=limits)[0]
+    (drawn,) = writer.answers(["今天"], Settings(sample=True, n=2, temperature=0.7, top_k=9), limits, seed=3)
+    assert [one.hypothesis for one in drawn] == sample(writer.stepper, prompt, limits=limits, n=2, processors=[Temperature(0.7), TopK(9)],
+                                                       generator=generator(3))[0]  # fmt: skip
+
+
+def test_a_penalty_reads_a_prompt_that_is_continued_and_not_a_source(writer):
+    (continues,) = [one for one in writer._processors(Settings(no_repeat_ngram=1), (), writer.limits(3))]
+    batch = writer.encode(["今天"])
+    continues.start(batch, 1)
+    banned = (continues(torch.zeros(1, len(writer.model.table)), torch.zeros(1, 0, dtype=torch.long)) < 0).sum()
+    assert int(banned) == (0 if writer.model.mask.clock == "unilm" else len({*batch.ids.tolist()}))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_answers_come_as_soon_as_those_before_them_and_an_error_behind_all(writer, size):
+    read: list[int] = []
+
+    def prompts():
+        for number, text in enumerate(TEXTS[:5]):
+            read.append(number)
+            yield text
+        raise DataError("The sixth is bad.", fix="Mend it.")
+
+    stream = writer.answers(prompts(), Settings(), writer.limits(3), batch_size=size)
+    found = [next(stream)]
+    assert len(read) == (1 if size == 1 else 5)
+    with pytest.raises(DataError, match="sixth"):
+        for one in stream:
+            found.append(one)
+    assert len(found) == 5 and [one[0].hypothesis.tokens for one in found] \
+        == [one[0].hypothesis.tokens for one in writer.answers(TEXTS[:5], Settings(), writer.limits(3))]
+
+
+def test_why_an_answer_ended(writer):
+    ((whole,),) = writer.answers(["今天"], Settings(), Limits(12))
+    assert whole.why == "length" and not whole.hypothesis.ended
+    word = whole.text[len(whole.text) // 2 :][:2]
+    stops = [StopStrings(writer.tokenizer, ["not there", word])]
+    ((one,),) = writer.answers(["今天"], Settings(), Limits(12), stops=stops)
+    assert one.why == "stop" and one.text == whole.text[: whole.text.index(word)] and one.hypothesis.ended and not one.hypothesis.closed
+    assert one.hypothesis.tokens == whole.hypothesis.tokens[: len(one.hypothesis.tokens)]
+    assert "".join(writer.stream("今天", Settings(), Limits(12), stops=stops)) == one.text
+    ((looped,),) = writer.answers(["今天"], Settings(), Limits(12), stops=[lambda tokens: torch.tensor([tokens.shape[1] == 4])])
+    assert looped.why == "loop" and len(looped.hypothesis.tokens) == 4
+    end = whole.hypothesis.tokens[5]
+    ((ended,),) = writer.answers(["今天"], Settings(), Limits(12, ends=(end,)))
+    assert ended.why == "end" and ended.figures["tokens"][-1] == end and end not in ended.hypothesis.content
+    assert set(ended.figures) == {"text", "score", "ended", "why", "tokens", "log_probabilities"}
+
+
+def test_an_end_of_the_models_own_is_an_end_and_its_bound_is_told(pipeline, tiny):
+    tokenizer = pipeline("$A </s>")
+    head = {"name": "lm", "ending": {"name": "self_terminating", "epsilon": 0.01, "end": 7}}
+    model = Transformer(tiny(tokenizer.size, mask="causal", heads=(head,)))
+    writer = Generate(model, tokenizer)
+    assert writer.ends == (1, 7)
+    assert "69 tokens" in str(writer.termination(Settings(), writer.limits(200)))
+    assert writer.termination(Settings(contrastive_k=3), writer.limits(200)) is None
+    with pytest.raises(ConfigError, match=r"ends with token 7, but ends is \(5,\)"):
+        Generate(model, tokenizer, ends=(5,))
+    plain = Generate(Transformer(tiny(tokenizer.size, mask="causal", heads=("lm",))), tokenizer)
+    assert plain.termination(Settings(), plain.limits(9)) is None
+    assert plain.termination(Settings(sample=True, top_k=3, consistent=True), plain.limits(9)) is not None
 
 
 # Prompts and positions
@@ -330,11 +429,9 @@ def test_a_call_that_cannot_be_is_refused(pretrained, call, kind, says):
     assert "\n" not in str(caught.value)
 
 
-def test_top_k_beyond_the_vocabulary_keeps_all(writer):
-    prompt = writer.encode(["今"], max_new=5)
-    drawn = [sample(writer.stepper, prompt, limits=writer.limits(5), processors=filters, generator=generator(4))
-             for filters in ([TopK(10**9)], [])]
-    assert drawn[0] == drawn[1]
+def test_top_k_beyond_the_vocabulary_is_refused(writer):
+    with pytest.raises(ConfigError, match="top_k is 1000000000, but there are"):
+        sample(writer.stepper, writer.encode(["今"], max_new=5), limits=writer.limits(5), processors=[TopK(10**9)])
 
 
 def test_models_that_cannot_decode_are_refused(pretrained):

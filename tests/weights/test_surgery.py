@@ -469,3 +469,13 @@ def test_a_loaded_bert_gets_conditional_norms(tmp_path, caplog):
         assert (changed - told(ids, condition=condition.flip(0)).logits).abs().max() > 1e-2
         save(told, tmp_path / "told")
         assert torch.equal(load_model(tmp_path / "told")(ids, condition=condition).logits, changed)
+
+
+def test_tokens_that_a_head_names_get_their_new_ids():
+    ending = {"name": "self_terminating", "epsilon": 1e-3, "end": 11}
+    torch.manual_seed(3)
+    model = Transformer(ModelConfig(VOCABULARY, 21, 2, 3, 17, mask="causal", heads=({"name": "lm", "start": 7, "ending": ending},)))
+    (head,) = keep_rows(model, [7, 0, 3, 11]).config.heads
+    assert head == {"name": "lm", "start": 0, "ending": {**ending, "end": 3}}
+    with pytest.raises(ConfigError, match="leave out token 11, which the head 'lm' names"):
+        keep_rows(model, [7, 0, 3])

@@ -23,18 +23,18 @@ class KeyValue:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """New k, v [p h m d] -> all so far [p h k d], views of the buffers."""
-        end = self.length + k.shape[2]
-        self.keys, self.values = self._room(self.keys, k, end), self._room(self.values, v, end)
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
-        self.length = end
-        return self.read()
+        start, new = self.length, k.shape[2]
+        self.length = end = start + new
+        self.keys, self.values = self._room(self.keys, k, start), self._room(self.values, v, start)
+        self.keys.narrow(2, start, new).copy_(k)
+        self.values.narrow(2, start, new).copy_(v)
+        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
     def read(self) -> tuple[Tensor, Tensor]:
         """All so far, [p h k d]."""
         if self.keys is None or self.values is None:
             raise ValueError("the memory is empty: read the prompt first")
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
     def select(self, lanes: Tensor) -> None:
         """Lanes share their prompt's keys: nothing to move."""
@@ -53,13 +53,14 @@ class KeyValue:
         for buffer in (k, v):
             buffer[:, :, : self.length] = buffer.gather(2, index.expand(-1, buffer.shape[1], -1, buffer.shape[3]))
 
-    def _room(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
+    def _room(self, buffer: Tensor | None, new: Tensor, start: int) -> Tensor:
+        end = self.length
         if buffer is not None and end <= buffer.shape[2]:
             return buffer
         b, h, _, d = new.shape
         larger = torch.empty(b, h, self.room if end <= self.room else 2 * end, d, dtype=new.dtype, device=new.device)
         if buffer is not None:
-            larger[:, :, : self.length] = buffer[:, :, : self.length]
+            larger[:, :, :start] = buffer[:, :, :start]
         return larger
 
 

@@ -1,16 +1,35 @@
-"""The verb generate: texts continued or answered, by greedy search, beams or sampling."""
+"""The verb generate: texts continued or answered, by greedy search, beams, contrastive search or sampling; or the best of given answers."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, Seed, changes_of, device_of, located, source_of, texts_of
 from fishpaw.errors import ConfigError
-from fishpaw.terminal import tell, write, write_json
+from fishpaw.terminal import decoded, tell, write, write_json
+
+if TYPE_CHECKING:
+    from fishpaw.data.labelled import LabelledText
+    from fishpaw.tasks.generate import Generate
+    from fishpaw.text.encoding import Encoding
 
 __all__ = ["generate"]
+
+TOGETHER = 8                                                     # prompts of a file that are decoded together
+
+
+_SEARCH, _SAMPLING, _REPETITION, _FORM = "Search", "Sampling, with --sample", "Against repetition", "Form of the answer"
+
+
+def _option(about: str, panel: str, *names: str) -> Any:
+    """An option of one of the panels of --help."""
+    return typer.Option(*names, help=about, rich_help_panel=panel)
 
 
 def generate(
@@ -21,68 +40,115 @@ def generate(
     max_new: Annotated[int, typer.Option(help="Tokens at most. Where positions are limited, a prompt loses "
                                                 "its beginning until so many fit; a line at the end says how many did.")] = 64,
     min_new: Annotated[int, typer.Option(help="Tokens at least.")] = 0,
-    beams: Annotated[int, typer.Option(help="Width of the beam search; 1: greedy.")] = 1,
-    length_penalty: Annotated[float | None, typer.Option(help="Of the beam search; above 0 favours long answers.")] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw at random.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling; below 1 sharper.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this probability in all.")] = None,
     n: Annotated[int, typer.Option(help="Answers a prompt.")] = 1,
     stream: Annotated[bool, typer.Option("--stream", help="Print each piece as it comes (one answer a prompt, no beams).")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help=f"Prompts decoded together: the same answers, sooner. Default {TOGETHER} of "
+                                                               "a file, 1 of standard input, which is answered line by line.")] = None,
+    beams: Annotated[int, _option("Width of the beam search; 1: greedy.", _SEARCH)] = 1,
+    length_penalty: Annotated[float | None, _option("Of the beam search; above 0 favours long answers.", _SEARCH)] = None,
+    contrastive_k: Annotated[int | None, _option("Contrastive search among so many candidates, 5 for example.", _SEARCH)] = None,
+    contrastive_alpha: Annotated[float | None, _option("What being like earlier tokens costs, 0 to 1; default 0.6.", _SEARCH)] = None,
+    sample: Annotated[bool, _option("Draw at random.", _SEARCH, "--sample")] = False,
+    temperature: Annotated[float | None, _option("Below 1 sharper.", _SAMPLING)] = None,
+    top_k: Annotated[int | None, _option("From the k likeliest tokens.", _SAMPLING)] = None,
+    top_p: Annotated[float | None, _option("From the likeliest tokens of this probability in all.", _SAMPLING)] = None,
+    consistent: Annotated[bool, _option("--top-k and --top-p always keep the end.", _SAMPLING, "--consistent")] = False,
+    min_p: Annotated[float | None, _option("From tokens with this share of the best one's probability, such as 0.05.", _SAMPLING)] = None,
+    typical: Annotated[float | None, _option("From tokens about as surprising as expected, of this probability in all.", _SAMPLING)] = None,
+    eta: Annotated[float | None, _option("From tokens above a threshold that falls with entropy, 0.001 for example.", _SAMPLING)] = None,
+    repetition_penalty: Annotated[float | None, _option("Divides logits of tokens that were there, 1.2 for example.", _REPETITION)] = None,
+    frequency_penalty: Annotated[float | None, _option("Subtracted for each time that a token was generated.", _REPETITION)] = None,
+    presence_penalty: Annotated[float | None, _option("Subtracted if a token was generated.", _REPETITION)] = None,
+    no_repeat_ngram: Annotated[int | None, _option("No so many tokens in a row twice.", _REPETITION)] = None,
+    dry: Annotated[float | None, _option("Multiplier of DRY, against repeating at length; 0.8 for example.", _REPETITION)] = None,
+    loop_stop: Annotated[bool, _option("End an answer that goes round in circles.", _REPETITION, "--loop-stop")] = False,
+    stop: Annotated[list[str] | None, _option("End before this text; may be given several times.", _FORM)] = None,
+    regex: Annotated[str | None, _option("An expression that the whole answer matches.", _FORM)] = None,
+    choices: Annotated[str | None, _option("Answers with commas between them: the likeliest is printed.", _FORM)] = None,
+    shots: Annotated[Path | None, _option("Examples to show before each text: input TAB output a line, or JSON lines.", _FORM)] = None,
     change: Changes = None,
     seed: Seed = 0,
     device: Device = "auto",
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a text, or answer it: greedy, beam search or sampling. An answer may hold line ends; --json keeps each on one line."""
-    from fishpaw.decoding.processors import Temperature, TopK, TopP
-    from fishpaw.decoding.sample import sample as draw
-    from fishpaw.decoding.sample import stream_sample
-    from fishpaw.decoding.search import beam, stream_greedy
-    from fishpaw.tasks.generate import Generate, generator
+    """Continue a text, or answer it: greedy, beam search, contrastive search or sampling. An answer may hold line ends; --json keeps each
+    on one line."""
+    from fishpaw.decoding.patterns import Pattern
+    from fishpaw.decoding.settings import Settings
+    from fishpaw.decoding.stops import StopStrings
+    from fishpaw.decoding.termination import LoopDetector
+    from fishpaw.tasks.generate import Generate
+    from fishpaw.tasks.shots import few_shot
+    from fishpaw.tasks.shots import shots as read_shots
     from fishpaw.weights.load import load
 
-    if sample and beams != 1:
-        raise ConfigError("--sample and --beams exclude each other.", fix="Leave one out.")
-    if stream and (beams != 1 or n != 1 or as_json):
+    if stream and (as_json or beams != 1 or n != 1):
         raise ConfigError("--stream prints one answer as it comes: no --beams, --n or --json.", fix="Leave them out.")
-    if not sample and n > max(1, beams):
-        raise ConfigError(f"--n {n} answers need --sample or at least as many --beams.", fix="Add one of them.")
-    if length_penalty is not None and beams == 1:
-        raise ConfigError("--length-penalty is for the beam search.", fix="Add --beams 4, for example.")
-    filters: list[Any] = [] if temperature is None else [Temperature(temperature)]
-    filters += [] if top_k is None else [TopK(top_k)]
-    filters += [] if top_p is None else [TopP(top_p)]
-    if filters and not sample:
-        raise ConfigError("--temperature, --top-k and --top-p are for sampling.", fix="Add --sample.")
+    settings = Settings(
+        sample=sample, beams=beams, n=n, length_penalty=length_penalty, contrastive_k=contrastive_k, contrastive_alpha=contrastive_alpha,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical=typical, eta=eta, consistent=consistent,
+        repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
+        no_repeat_ngram=no_repeat_ngram, dry=dry,
+    )  # fmt: skip
+    if choices is not None and (settings != Settings() or stream or stop or regex is not None or loop_stop):
+        raise ConfigError("--choices are scored, not searched for.", fix="Leave out what is said of a search, of stops and of a form.")
+    if text is not None and not text.strip():
+        raise ConfigError("The prompt is empty.", fix="Give a text to continue or to answer.")
     source = source_of(text, data)
-    writer = Generate(*load(model, mask=mask, changes=changes_of(change)))
-    writer.model.to(device_of(device))
+    together = batch_size or (1 if source in ("", "-") else TOGETHER)
+    examples = [] if shots is None else read_shots(shots)
+    loaded, tokenizer = load(model, mask=mask, changes=changes_of(change))
+    loaded.to(device_of(device))
+    line_id = getattr(tokenizer, "line_id", None) if examples else None      # after examples of a line each, an answer is a line
+    writer = Generate(loaded, tokenizer, ends=None if line_id is None else (line_id,))
     limits = writer.limits(max_new, min_new)
-    chance = generator(seed)
-    count = 0
-    for line in texts_of(text, source, limit):
-        count += 1
-        with located(line):
-            prompt = writer.encode([line.text], max_new=max_new)
-        if stream:
-            tokens = stream_sample(writer.stepper, prompt, limits=limits, processors=filters, generator=chance) if sample else \
-                stream_greedy(writer.stepper, prompt, limits=limits)  # fmt: skip
-            for piece in writer.pieces(tokens):
+    words = [*map(decoded, stop or []), *(["\n"] if examples and line_id is None else [])]
+    stops: list[Any] = [*([StopStrings(tokenizer, words)] if words else []), *([LoopDetector()] if loop_stop else [])]
+    constraints = [] if regex is None else [Pattern(decoded(regex), tokenizer, limits=limits)]
+    if choices is None and (proven := writer.termination(settings, limits, constraints)) is not None:
+        tell(f"fishpaw: {proven}")
+    asked: deque[LabelledText] = deque()                         # read, and not yet answered
+
+    def texts() -> Iterator[str]:
+        for line in texts_of(text, source, limit):
+            asked.append(line)
+            yield few_shot(examples, line.text) if examples else line.text
+
+    def prompts() -> Iterator[Encoding]:
+        for one in texts():
+            with located(asked[-1]):
+                prompt = writer.prompt(one, max_new=max_new)
+            yield prompt
+
+    if choices is not None:
+        _choose(writer, texts(), [one.strip() for one in decoded(choices).split(",")], together, asked, as_json)
+    elif stream:
+        for number, prompt in enumerate(prompts()):
+            for piece in writer.stream(prompt, settings, limits, constraints=constraints, stops=stops, seed=seed, number=number):
                 write(piece, end="")
             write("")
-            continue
-        if sample:
-            (answers,) = draw(writer.stepper, prompt, limits=limits, n=n, processors=filters, generator=chance)
-        else:
-            (answers,) = beam(writer.stepper, prompt, beams=beams, n=n, limits=limits, length_penalty=length_penalty or 0.0)
-        for answer in answers:
-            said = writer.decode(answer)
-            if as_json:
-                write_json({"prompt": line.text, "text": said, "score": answer.score, "ended": answer.ended, "tokens": len(answer.tokens)})
-            else:
-                write(said)
+    else:
+        for answers in writer.answers(prompts(), settings, limits, constraints=constraints, stops=stops, batch_size=together, seed=seed):
+            line = asked.popleft()
+            for one in answers:
+                if as_json:
+                    write_json({"prompt": line.text, **one.figures})
+                else:
+                    write(one.text)
     if writer.cut:
         reader = writer.model.encoder or writer.model
-        tell(f"fishpaw: {writer.cut} of {count} prompts lost their beginning: the model has {reader.longest} positions, --max-new included")
+        tell(f"fishpaw: {writer.cut} of {writer.read} prompts lost their beginning: the model has {reader.longest} positions, "
+             "--max-new included")  # fmt: skip
+
+
+def _choose(writer: Generate, texts: Iterator[str], choices: list[str], together: int, asked: deque[LabelledText], as_json: bool) -> None:
+    from fishpaw.tasks.choose import choose
+
+    while some := list(islice(texts, together)):
+        for found in choose(writer, some, choices, batch_size=together):
+            line = asked.popleft()
+            if as_json:
+                write_json({"prompt": line.text, "text": found.text, "probabilities": dict(zip(choices, found.probabilities, strict=True))})
+            else:
+                write(found.text)

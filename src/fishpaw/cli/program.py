@@ -14,10 +14,13 @@ from typer.core import TyperGroup
 
 from fishpaw import __version__
 from fishpaw.cli.arguments import Json, Seed
+from fishpaw.cli.chat import chat
 from fishpaw.cli.classify import evaluate_classify, predict_classify, train_classify
+from fishpaw.cli.dialogue import evaluate_dialogue, train_dialogue
 from fishpaw.cli.fill import fill
 from fishpaw.cli.generate import generate
 from fishpaw.cli.models import convert, export_onnx
+from fishpaw.cli.seq2seq import evaluate_seq2seq, predict_seq2seq, train_seq2seq
 from fishpaw.errors import FishpawError
 from fishpaw.terminal import beside_a_bar, in_options, leave, show_warning, tell, write, write_json
 
@@ -94,9 +97,10 @@ def _group(verb: str, about: str, **tasks: Callable[..., None]) -> None:
 app = typer.Typer(name="fishpaw", cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
                   help=program.__doc__)
 app.callback(invoke_without_command=True)(program)
-for _verb in (demo, doctor, fill, generate, convert):
+for _verb in (demo, doctor, fill, generate, chat, convert):
     app.command()(_verb)
-_group("train", "Train a task.", classify=train_classify)
-_group("evaluate", "Measure a trained task on labelled examples.", classify=evaluate_classify)
-_group("predict", "Apply a trained task to texts.", classify=predict_classify)
+_group("train", "Train a task.", classify=train_classify, dialogue=train_dialogue, seq2seq=train_seq2seq)
+_group("evaluate", "Measure a trained task on labelled examples.", classify=evaluate_classify, dialogue=evaluate_dialogue,
+       seq2seq=evaluate_seq2seq)
+_group("predict", "Apply a trained task to texts.", classify=predict_classify, seq2seq=predict_seq2seq)
 _group("export", "Write a model for another program.", onnx=export_onnx)

@@ -56,7 +56,8 @@ class Temperature:
 
 @dataclass(frozen=True)
 class TopK:
-    """Keep the k best tokens, and those tied with the k-th: the set never depends on how a sort breaks ties. k > vocabulary keeps all."""
+    """Keep the k best tokens, and those tied with the k-th: the set never depends on how a sort breaks ties. ConfigError where there are
+    fewer than k tokens: a filter that can't filter is a slip of the pen."""
 
     k: int
 
@@ -64,8 +65,8 @@ class TopK:
         check_whole("top_k", self.k, 1, None)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        if self.k >= logits.shape[-1]:
-            return logits
+        if self.k > logits.shape[-1]:
+            raise ConfigError(f"top_k is {self.k}, but there are {logits.shape[-1]} tokens.", fix=f"Give 1 to {logits.shape[-1]}.")
         worst = logits.topk(self.k).values[:, -1:]                                                            # [r 1]
         return logits.masked_fill(logits < worst, NEVER)
 

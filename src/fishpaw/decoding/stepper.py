@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fishpaw.contracts import Batch
+from fishpaw.decoding.termination import ending_of
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.model.cache import Cache
 from fishpaw.model.transformer import Transformer
@@ -19,10 +20,15 @@ class TransformerStepper:
     are of segment `segment`: by default 1 with a UniLM mask, else 0. `room`: keys a prompt that the cache holds before it grows. No
     gradients; no dropout while a call runs: the training mode is put back after it. One search at a time: `start` forgets the last one.
 
+    hidden: keep the last layer's vectors of the last call in the attribute `hidden`, [p t d] after start, [r d] or [r u d] after step
+    (contrastive search compares them). A head with an ending of its own (decoding/termination.py) has it applied here, where no search can
+    forget it: the logits are log-probabilities then.
+
     Errors: ConfigError for a model that can't decode; DataError for prompts that can't be read and for rows that reach the last position.
     """
 
-    def __init__(self, model: Transformer, *, segment: int | None = None, room: int | None = None, start_id: int | None = None) -> None:
+    def __init__(self, model: Transformer, *, segment: int | None = None, room: int | None = None, start_id: int | None = None,
+                 hidden: bool = False) -> None:
         if not {"lm", "mlm"} & set(model.heads):
             raise ConfigError("The model has no head that scores tokens.", fix='Load it with heads=("lm",) or heads=("mlm",).')
         segment = int(model.mask.clock == "unilm") if segment is None else segment
@@ -36,6 +42,9 @@ class TransformerStepper:
         self.start_id = start_id
         self.segment = segment
         self.room = room
+        self.keeps_hidden = hidden
+        self.hidden: Tensor | None = None
+        self.ending = ending_of(model)
         self.cache: Cache = model.new_cache()                     # ConfigError here, not at the first prompt, where it can't be
 
     @torch.no_grad()                                              # not inference_mode: what it makes could not be edited in place outside
@@ -53,7 +62,11 @@ class TransformerStepper:
         self.cache = self.model.new_cache(room=self.room)
         with self.model.evaluating():
             answer = self.model(batch, cache=self.cache, encoder_batch=encoder_batch, logits_at=batch.last())
+        self.hidden = answer.hidden if self.keeps_hidden else None                                            # [p t d]
         logits: Tensor = answer.logits
+        if self.ending is not None:
+            self.ending.start(batch, len(logits))
+            logits = self.ending(logits, _UNREAD)
         return logits
 
     @torch.no_grad()
@@ -61,16 +74,25 @@ class TransformerStepper:
         """Append tokens [r] -> [r v], or [r u] -> [r u v], to each live row."""
         segments = torch.full_like(tokens, self.segment) if self.segment or self.model.mask.clock == "unilm" else None
         with self.model.evaluating():
-            logits: Tensor = self.model(tokens, cache=self.cache, segments=segments).logits                   # [r u v]
-        return logits[:, 0] if tokens.dim() == 1 else logits
+            answer = self.model(tokens, cache=self.cache, segments=segments)
+        single = tokens.dim() == 1
+        if self.keeps_hidden:
+            self.hidden = answer.hidden[:, 0] if single else answer.hidden                                    # [r d] | [r u d]
+        logits: Tensor = answer.logits if self.ending is None else self.ending(answer.logits, tokens)         # [r u v]
+        return logits[:, 0] if single else logits
 
     def select(self, index: Tensor) -> None:
         """index [r']: new row j continues old row index[j]; rows of a prompt stay adjacent, prompts in their order."""
         self.cache.select(index)
+        if self.ending is not None:
+            self.ending.select(index)
 
     def compact(self) -> None:
         """Forget stored keys that no live row descends from."""
         self.cache.compact()
+
+
+_UNREAD = torch.zeros(0, 0, dtype=torch.long)                    # an ending reads logits only
 
 
 def _check_prompts(batch: Batch, what: str) -> None:

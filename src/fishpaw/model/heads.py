@@ -4,7 +4,8 @@ classifier. A head's name is its function here. Each says what it `reads`, "toke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from fishpaw.errors import ConfigError
 from fishpaw.model.linear import Linear, Packed, product
 
 __all__ = [
-    "Classifier", "LanguageModel", "MaskedLanguageModel", "NextSentence", "Pooler", "ReplacedTokens", "classifier",
+    "Classifier", "Ending", "LanguageModel", "MaskedLanguageModel", "NextSentence", "Pooler", "ReplacedTokens", "classifier",
     "lm", "mlm", "nsp", "pooler", "rtd",
 ]  # fmt: skip
 
@@ -50,14 +51,23 @@ class NextSentence(nn.Module):
         return scores
 
 
+class Ending(NamedTuple):
+    """How a language model ends a text, other than by a softmax: decoding/termination.py makes the distribution of the logits."""
+
+    name: str
+    epsilon: float
+    end: int
+
+
 class LanguageModel(nn.Module):
     """hidden [m d] -> logits [m v]: scale * hidden times the token table (tied), or a matrix of its own."""
 
     reads, fills = "tokens", "logits"
 
-    def __init__(self, config: ModelConfig, bias: bool, scale: float) -> None:
+    def __init__(self, config: ModelConfig, bias: bool, scale: float, ending: Ending | None = None) -> None:
         super().__init__()
         self.scale = scale
+        self.ending = ending
         if config.tie_embeddings and config.embedding != config.hidden_size:
             raise ConfigError(
                 f"The head 'lm' can't be tied: the embedding is {config.embedding} wide, the hidden state {config.hidden_size}.",
@@ -143,13 +153,16 @@ def nsp(config: ModelConfig) -> NextSentence:
     return NextSentence(config)
 
 
-def lm(config: ModelConfig, *, bias: bool = False, scale: float = 1.0, start: int | None = None) -> LanguageModel:
+def lm(config: ModelConfig, *, bias: bool = False, scale: float = 1.0, start: int | None = None,
+       ending: Mapping[str, Any] | None = None) -> LanguageModel:
     """GPT's head. scale: of the hidden states (T5 with a tied table: 1/sqrt(hidden_size)). start: the token that the answers of a decoder
-    with an encoder begin with, None: padding; tasks/generate reads it."""
+    with an encoder begin with, None: padding; tasks/generate reads it. ending: {"name": "self_terminating" or "non_monotone", "epsilon":
+    its rate, "end": its token}: the logits are those of losses/termination.py, which it is trained with, and no softmax's; searches
+    over a TransformerStepper read them so. None: an ordinary softmax."""
     checks.whole("The head's start", start, least=0, most=config.vocab_size - 1, optional=True)
     checks.number("The head's scale", scale)
     checks.truth("The head's bias", bias)
-    return LanguageModel(config, bias, scale)
+    return LanguageModel(config, bias, scale, None if ending is None else _ending(config, ending))
 
 
 def mlm(config: ModelConfig, *, dense_bias: bool = True, activation: str | None = None) -> MaskedLanguageModel:
@@ -172,3 +185,13 @@ def classifier(config: ModelConfig, *, labels: Sequence[str], multi_label: bool 
     if not named or len(set(labels)) < max(1, len(labels)):
         raise ConfigError(f"The classifier's labels are {checks.shown(labels)}.", fix="Give a list of different names.")
     return Classifier(config, labels, multi_label, dropout)
+
+
+def _ending(config: ModelConfig, given: Mapping[str, Any]) -> Ending:
+    if not isinstance(given, Mapping) or set(given) != set(Ending._fields):
+        fix = 'Write {"name": "self_terminating", "epsilon": 1e-4, "end": the id of the end token}.'
+        raise ConfigError(f"The head's ending is {checks.shown(given)}.", fix=fix)
+    checks.one_of("The ending's name", given["name"], ("self_terminating", "non_monotone"))
+    checks.number("The ending's epsilon", given["epsilon"], below=1)
+    checks.whole("The ending's end", given["end"], least=0, most=config.vocab_size - 1)
+    return Ending(**given)

@@ -84,12 +84,13 @@ class Packed:
 
     def __call__(self, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """x [n in] -> [n out] in the packed type."""
-        x = x.to(self.weight.dtype)
+        if x.dtype != self.weight.dtype:
+            x = x.to(self.weight.dtype)
         if not self.reordered:
             out = functional.linear(x, self.weight, self.bias)
             return out if activation is None else activation(out)
         name, algorithm = ("none", "") if activation is None else _FUSED.get(activation, ("none", ""))
-        out = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+        out = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], algorithm)
         return out if activation is None or name != "none" else activation(out)
 
 

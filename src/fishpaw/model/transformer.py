@@ -115,9 +115,7 @@ class Transformer(nn.Module):
         batch = self._batch(ids, segments, padding, positions, condition, cache)
         self._check(batch, cache)
         if self.encoder is not None and encoder_batch is not None and encoded is None:
-            lent = self.table[encoder_batch.ids] if self.config.shared_embedding else None
-            encoded = self.encoder(encoder_batch, embedded=lent, logits_at=encoder_batch.ids.new_empty(0)).hidden
-            encoded = encoded if encoder_batch.shape is None else encoded.flatten(0, 1)                # [m d]
+            encoded = self.encode(encoder_batch)
         around, views, stream = self._surroundings(batch, cache, encoded, encoder_batch, embedded, attentions)
         hidden, maps = [stream], []
         carry: tuple[Any, Any] = (None, None)
@@ -140,6 +138,14 @@ class Transformer(nn.Module):
             output.attentions = tuple(_maps(pair, whole=batch.shape is not None) for pair in maps)
         self._head(output, stream, batch, around.condition, logits_at)
         return output
+
+    def encode(self, batch: Batch) -> Tensor:
+        """What the encoder makes of a batch, [m d]: `encoded` of any number of forwards. ValueError for a model without an encoder."""
+        if self.encoder is None:
+            raise ValueError("this model reads no encoder")
+        lent = self.table[batch.ids] if self.config.shared_embedding else None
+        hidden: Tensor = self.encoder(batch, embedded=lent, logits_at=batch.ids.new_empty(0)).hidden
+        return hidden if batch.shape is None else hidden.flatten(0, 1)
 
     def prepare(self, *, dtype: torch.dtype = torch.float32) -> Transformer:
         """Pack the matrices for inference, in fp32 or bf16, beside the weights, which stay as they are and are what is saved. Returns the

@@ -1,4 +1,4 @@
-"""The tasks that are classes: Classify (load, fit, evaluate, predict, save) and Generate; functions are in modules of their names."""
+"""The tasks that are classes: Classify, Dialogue, Seq2Seq (load, fit, evaluate, predict, save), Generate; functions are in modules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fishpaw.tasks.classify import Classify as Classify
+    from fishpaw.tasks.dialogue import Dialogue as Dialogue
     from fishpaw.tasks.generate import Generate as Generate
+    from fishpaw.tasks.seq2seq import Seq2Seq as Seq2Seq
 
-__all__ = ["Classify", "Generate"]
+__all__ = ["Classify", "Dialogue", "Generate", "Seq2Seq"]
 
-_PLACES = {"Classify": "fishpaw.tasks.classify", "Generate": "fishpaw.tasks.generate"}
+_PLACES = {name: f"fishpaw.tasks.{name.lower()}" for name in __all__}
 
 
 def __getattr__(name: str) -> Any:

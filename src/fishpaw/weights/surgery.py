@@ -44,7 +44,8 @@ def keep_rows(model: Transformer, ids: Sequence[int]) -> Transformer:
     def change(config: ModelConfig) -> dict[str, Any]:
         if config.pad_id not in kept:
             raise ConfigError(f"The ids leave out pad_id {config.pad_id}.", fix="Keep it: batches are padded with it.")
-        return {"vocab_size": len(kept), "pad_id": kept.index(config.pad_id)}
+        heads = tuple(_renumbered(head, kept) for head in config.heads)
+        return {"vocab_size": len(kept), "pad_id": kept.index(config.pad_id), "heads": heads}
 
     index = torch.tensor(kept)
     smaller = _of_vocabulary(model, change, lambda table: table[index.to(table.device)])
@@ -214,6 +215,21 @@ def _of_blocks(model: Transformer, config: ModelConfig, blocks: Sequence[Sequenc
             several = [old[f"layers.{source}.{rest}"] for source in sources]
             tensors[f"layers.{new}.{rest}"] = _mean(several) if isinstance(value, nn.Parameter) and len(several) > 1 else value
     return _rebuilt(model, config, tensors)
+
+
+def _renumbered(head: Spec, kept: Sequence[int]) -> Spec:
+    """A head whose options name tokens, by their new ids: what answers start with, and how texts end."""
+    options = dict(spec_options(head))
+    ending = options.get("ending")
+    named = {"start": options.get("start"), "end": ending["end"] if isinstance(ending, Mapping) else None}
+    lost = [token for token in named.values() if token is not None and token not in kept]
+    if lost:
+        raise ConfigError(f"The ids leave out token {lost[0]}, which the head {spec_name(head)!r} names.", fix="Keep it.")
+    if named["start"] is not None:
+        options["start"] = kept.index(named["start"])
+    if isinstance(ending, Mapping):
+        options["ending"] = {**ending, "end": kept.index(named["end"])}
+    return {"name": spec_name(head), **options} if options else head
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[str, Tensor]]:

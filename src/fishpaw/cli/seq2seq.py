@@ -1,0 +1,196 @@
+"""The verbs of the task seq2seq: train, evaluate, predict."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Lines, Model, Seed, changes_of, check_out, device_of, source_of
+from fishpaw.errors import ConfigError, DataError
+from fishpaw.terminal import beside_a_bar, decoded, leave, tell, write, write_figures, write_json
+
+if TYPE_CHECKING:
+    from fishpaw.data.pairs import Fields, Pair
+    from fishpaw.tasks.seq2seq import Monitor, Seq2Seq
+
+__all__ = ["evaluate_seq2seq", "predict_seq2seq", "train_seq2seq"]
+
+Names = Annotated[str | None, typer.Option("--fields", metavar="SOURCE,TARGET", help="Names in jsonl, or in a table's first row; default: "
+                  "source (or text, content, question) and target (title, summary, answer).")]  # fmt: skip
+Beams = Annotated[int, typer.Option(help="Width of the beam search; 1: greedy.")]
+Penalty = Annotated[float | None, typer.Option(help="Of the beam search; above 0 favours long answers.")]
+New = Annotated[int | None, typer.Option(help="Tokens of an answer at most; default: the task's own.")]
+Texts = Annotated[int, typer.Option(min=1, help="Texts at once.")]
+
+
+def train_seq2seq(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")],
+    dev: Annotated[str | None, typer.Option(help="Pairs to choose the best weights by.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from: an encoder, which becomes a UniLM, or an "
+                                              "encoder-decoder; default: a small UniLM RoFormer from nothing.")] = None,
+    fields: Names = None,
+    monitor: Annotated[str, typer.Option(help="What of --dev is to be best: loss, or of answers, which takes longer: rouge, bleu, "
+                                         "exact.")] = "loss",
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows a batch.")] = 32,
+    accumulate: Annotated[int, typer.Option(help="Batches an update.")] = 1,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")] = None,
+    warmup: Annotated[float, typer.Option(help="Share of the steps that lead up to it.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a source; longer ones are cut on the right. Default: 256, of a trained "
+                                                   "task its own; both together never beyond the model's positions.")] = None,
+    max_new: Annotated[int | None, typer.Option(help="Tokens a target, its end included; longer ones are cut, too. Default: 64, of a "
+                                                "trained task its own.")] = None,
+    family: Annotated[str | None, typer.Option(help="bert, t5 or another, where the checkpoint doesn't tell.")] = None,
+    change: Changes = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations; default: an epoch.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after that many evaluations without a new best.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT holds a run that could go on.")] = False,
+    skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Train on source<TAB>target lines: titles, summaries, answers. The same command again goes on where a stopped run was."""
+    from fishpaw.demo import curve
+    from fishpaw.tasks.classify import small
+    from fishpaw.tasks.seq2seq import Seq2Seq
+    from fishpaw.train.options import Options
+
+    if data == dev == "-":
+        raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
+    monitors: dict[str, Monitor] = {"loss": "-loss", "rouge": "rouge", "bleu": "bleu", "exact": "exact"}
+    if monitor not in monitors:
+        raise ConfigError(f"--monitor {monitor} is no figure.", fix="Choose loss, rouge, bleu or exact.")
+    if monitor != "loss" and dev is None:
+        raise ConfigError(f"--monitor {monitor} is given without --dev.", fix="Add --dev, or leave it out.")
+    options = Options(
+        epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
+        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 1e-3,
+        precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
+        evaluate_every=evaluate_every, patience=patience, seed=seed,
+    )  # fmt: skip
+    changes = changes_of(change)
+    if model is None:
+        for field in ("heads", "mask", "vocab_size"):
+            if field in changes:
+                raise ConfigError(f"--change {field}: the task sets it.", fix="Leave it out.")
+    if model is None and family is not None:
+        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
+    names, place = _fields(fields), device_of(device)
+    check_out(out)
+    pairs = _pairs(data, names, limit=limit, skip_bad=skip_bad)
+    held_out = _pairs(dev, names, skip_bad=skip_bad) if dev else None
+    if model is None:
+        lengths = {name: value for name, value in (("max_length", max_length), ("max_new", max_new)) if value is not None}
+        task = Seq2Seq.new(pairs, config=small(1).change(changes), seed=seed, **lengths)
+    else:
+        task = Seq2Seq.load(model, max_length=max_length, max_new=max_new, family=family, changes=changes)
+    task.model.to(place)
+    tell(f"fishpaw: {len(pairs)} examples, on {place}; log: {out / 'log.jsonl'}")
+    say = beside_a_bar(tell)
+    stopped_at: list[int] = []
+
+    def report(record: dict[str, Any]) -> None:
+        if record["event"] == "stop":
+            stopped_at.append(record["step"])
+        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else curve(record):
+            say(line + "".join(f"  dev {name} {record[name]:.3f}" for name in ("loss", "rouge", "bleu", "exact") if name in record))
+
+    try:
+        result = task.fit(pairs, held_out, options=options, out=out, monitor=monitors[monitor], resume=not restart, report=report)
+    except KeyboardInterrupt:
+        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
+        leave(130)
+    if result.resumed_from == result.step:
+        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
+    figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
+               "seconds": result.seconds, "model": str(out / "model")}
+    write_figures(figures, as_json)
+
+
+def evaluate_seq2seq(
+    model: Model, data: Data, fields: Names = None, beams: Beams = 1, length_penalty: Penalty = None, max_new: New = None,
+    batch_size: Texts = 32, device: Device = "auto", limit: Limit = None, as_json: Json = False,
+) -> None:
+    """Loss, and of what is written ROUGE, BLEU (of characters in lower case, without blanks) and the share that is right throughout."""
+    _check_penalty(beams, length_penalty)
+    pairs, task = _pairs(data, _fields(fields), limit=limit), _task(model, device)
+    write_figures(task.evaluate(pairs, beams=beams, length_penalty=length_penalty or 0.0, max_new=max_new, batch_size=batch_size), as_json)
+
+
+def predict_seq2seq(
+    model: Model,
+    text: Annotated[str | None, typer.Argument(help="A text; default: the lines of --data.")] = None,
+    data: Lines = None,
+    fields: Names = None,
+    beams: Beams = 1,
+    length_penalty: Penalty = None,
+    max_new: New = None,
+    batch_size: Texts = 32,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Write an answer for each line (source, or source<TAB>target, whose target isn't read), in their order. An answer may hold line
+    ends; --json keeps each on one line, and says by "ended" whether it came to its end before --max-new."""
+    from fishpaw.data.pairs import Pair, read_sources
+    from fishpaw.tasks.encode import bar
+
+    _check_penalty(beams, length_penalty)
+    source = source_of(text, data)
+    names, task = _fields(fields), _task(model, device)
+    given: Iterator[Pair] = iter([Pair(decoded(text))]) if text is not None else islice(read_sources(source, fields=names), limit)
+    size = 1 if source == "-" and sys.stdin.isatty() else 16 * batch_size          # who types wants to see each answer
+    with bar(given, False if sys.stdout is None or sys.stdout.isatty() else None) as done:
+        while chunk := list(islice(given, size)):
+            answers = task.stream([one.source for one in chunk], beams=beams, length_penalty=length_penalty or 0.0, max_new=max_new,
+                                  batch_size=batch_size)  # fmt: skip
+            for one, answer in zip(chunk, answers, strict=True):
+                if as_json:
+                    write_json({"source": one.source, "text": answer.text, "score": answer.score, "ended": answer.ended})
+                else:
+                    write(answer.text)
+            done(len(chunk))
+
+
+def _fields(given: str | None) -> Fields | None:
+    if given is None:
+        return None
+    names = [name.strip() for name in decoded(given).split(",")]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise ConfigError(f"--fields {given}: two names are wanted.", fix="Write --fields abstract,title, for example.")
+    return names[0], names[1]
+
+
+def _pairs(path: str, fields: Fields | None, *, limit: int | None = None, skip_bad: int = 0) -> list[Pair]:
+    """The pairs of a file or of standard input, at least one."""
+    from fishpaw.data.pairs import read_pairs
+
+    source_of(None, path)
+    if not (pairs := list(islice(read_pairs(path, fields=fields, skip_bad=skip_bad), limit))):
+        raise DataError(f"{'standard input' if path == '-' else path}: no pair.", fix="Write source<TAB>target on each line.")
+    return pairs
+
+
+def _check_penalty(beams: int, length_penalty: float | None) -> None:
+    if length_penalty is not None and beams == 1:
+        raise ConfigError("--length-penalty is for the beam search.", fix="Add --beams 4, for example.")
+
+
+def _task(model: str, device: str) -> Seq2Seq:
+    from fishpaw.tasks.seq2seq import Seq2Seq
+
+    place = device_of(device)
+    task = Seq2Seq.load(model)
+    task.model.to(place)
+    return task

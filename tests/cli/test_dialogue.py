@@ -60,7 +60,7 @@ def test_train_evaluate_chat_and_go_on(fishpaw_, talks, files):
         (["--alone", 2], "alone is 2"),
         (["--family", "bert"], "Add --model"),
         (["--change", "vocab_size=3"], "the task sets it"),
-        (["--change", "mask=full"], "--mask causal"),
+        (["--change", "mask=full"], "--change mask=causal"),
         (["--dev", "-", "--data", "-"], "both read standard input"),
         (["--out", "talks.jsonl"], "is a file, not a folder"),
         (["--model", "nowhere/at-all"], "nowhere/at-all"),
@@ -82,4 +82,4 @@ def test_evaluating_refuses_in_one_sentence(fishpaw_, models, talks, files, refu
     one = files("one.jsonl", '["今", "天"]\n')
     refused(fishpaw_("evaluate", "dialogue", "--model", models / "gpt2", "--data", one), "of one conversation")
     refused(fishpaw_("evaluate", "dialogue", "--model", models / "gpt2", "--data", talks, "--max-new", 90), "leave none to a turn")
-    refused(fishpaw_("evaluate", "dialogue", "--model", models / "t5", "--data", talks), "--mask causal")
+    refused(fishpaw_("evaluate", "dialogue", "--model", models / "t5", "--data", talks), "encoder-decoder")

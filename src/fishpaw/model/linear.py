@@ -93,6 +93,12 @@ class Packed:
         out = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], algorithm)
         return out if activation is None or name != "none" else activation(out)
 
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """x [n in], other [n out] -> x W^T + b + other, [n out], in one pass. Only where `reordered`."""
+        if x.dtype != self.weight.dtype:
+            x = x.to(self.weight.dtype)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")  # type: ignore[no-any-return]  # as above
+
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [n in] W^T [in out] + b -> [n out], with gradients of any order; oneDNN's where it is faster, torch's elsewhere."""

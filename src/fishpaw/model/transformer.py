@@ -22,6 +22,7 @@ from fishpaw.model.embedding import Embedding
 from fishpaw.model.heads import LanguageModel, MaskedLanguageModel
 from fishpaw.model.linear import Linear, Packed
 from fishpaw.model.refusals import refuse_attention, refused
+from fishpaw.model.step import Step, bind
 
 __all__ = ["Transformer", "distinct"]
 
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         self.config = config
         self.recompute = False
         self.compute: torch.dtype | None = None
+        self.steps: list[Step | None] = []
         self.origin: str | None = None
         self.generation: dict[str, int | list[int] | None] = {}
         self.masks: list[Mask] = [switch.build("masks", spec, config) for spec in distinct(config.turns("mask"))]
@@ -116,10 +118,15 @@ class Transformer(nn.Module):
         self._check(batch, cache)
         if self.encoder is not None and encoder_batch is not None and encoded is None:
             encoded = self.encode(encoder_batch)
+        steps = self.steps if cache is not None and cache.length and not attentions else []
         around, views, stream = self._surroundings(batch, cache, encoded, encoder_batch, embedded, attentions)
         hidden, maps = [stream], []
         carry: tuple[Any, Any] = (None, None)
         for index, kind in enumerate(self.kinds):
+            if cache is not None and steps and (step := steps[index]) is not None:
+                stream = step(stream, views[kind][0], cache.memories[index][0])
+                hidden.append(stream)
+                continue
             block = self.layers[index * len(self.layers) // len(self.kinds)]
             around = around if around.views is views[kind] else replace(around, views=views[kind])
             memory = (None, None) if cache is None else cache.memories[index]
@@ -161,6 +168,8 @@ class Transformer(nn.Module):
                 module.packed = Packed(module.weight(self.table), module.bias, dtype)
             elif isinstance(module, Transformer):
                 module.compute = dtype
+        positions, count = self._positions(), len(self.kinds)
+        self.steps = [bind(self.layers[index * len(self.layers) // count], positions[kind[1]]) for index, kind in enumerate(self.kinds)]
         return self
 
     @contextmanager
@@ -195,6 +204,7 @@ class Transformer(nn.Module):
                 module.packed = None
             elif isinstance(module, Transformer):
                 module.compute = None
+                module.steps = []
 
     def new_cache(self, *, room: int | None = None) -> Cache:
         """An empty cache for `forward`, with room for that many keys a prompt before it must grow. ConfigError for a mask that looks

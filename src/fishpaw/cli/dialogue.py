@@ -1,0 +1,138 @@
+"""The verbs of the task dialogue: train, evaluate. To talk: chat."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Model, Seed, changes_of, check_out, device_of, source_of
+from fishpaw.errors import ConfigError, DataError
+from fishpaw.terminal import beside_a_bar, leave, tell, write_figures
+
+if TYPE_CHECKING:
+    from fishpaw.data.conversations import Conversation
+
+__all__ = ["evaluate_dialogue", "train_dialogue"]
+
+
+def train_dialogue(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")],
+    dev: Annotated[str | None, typer.Option(help="Conversations to choose the best weights by.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from; default: a small RoFormer from nothing.")] = None,
+    speaker: Annotated[int | None, typer.Option(min=0, max=1, help="Learn only what this one says: 0 began, 1 answered.")] = None,
+    alone: Annotated[float, typer.Option(help="Share of the replies that are learned without their history, too: chat --rerank asks for "
+                                         "the probability of a reply to anything.")] = 0.1,
+    backward: Annotated[bool, typer.Option("--backward", help="Last turn first: a model that guesses the question, for chat "
+                                           "--rerank N --backward MODEL.")] = False,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Conversations a batch.")] = 16,
+    accumulate: Annotated[int, typer.Option(help="Batches an update.")] = 1,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")] = None,
+    warmup: Annotated[float, typer.Option(help="Share of the steps that lead up to it.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a conversation; longer ones are read in pieces of whole turns. Default: "
+                                                   "512, from nothing 256, of a trained task its own.")] = None,
+    family: Annotated[str | None, typer.Option(help="bert, gpt2 or another, where the checkpoint doesn't tell.")] = None,
+    change: Changes = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations; default: an epoch.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after that many evaluations without a new best.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT holds a run that could go on.")] = False,
+    skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model to talk: lines {"turns": ["…", "…"]} or question<TAB>answer. The same command again goes on where a stopped run was."""
+    from fishpaw.tasks.dialogue import Dialogue, small
+    from fishpaw.train.options import Options
+
+    if data == dev == "-":
+        raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
+    options = Options(
+        epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
+        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 1e-3,
+        precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
+        evaluate_every=evaluate_every, patience=patience, seed=seed,
+    )  # fmt: skip
+    changes = changes_of(change)
+    for field in ("heads", "vocab_size"):
+        if field in changes:
+            raise ConfigError(f"--change {field}: the task sets it by the data.", fix="Leave it out.")
+    if model is None and family is not None:
+        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
+    place = device_of(device)
+    check_out(out)
+    train = _conversations(data, limit=limit, skip_bad=skip_bad)
+    held_out = _conversations(dev, skip_bad=skip_bad) if dev else None
+    if backward:
+        train, held_out = [one.backwards for one in train], None if held_out is None else [one.backwards for one in held_out]
+    if model is None:
+        task = Dialogue.new(train, config=small(1).change(changes), max_length=256 if max_length is None else max_length, seed=seed)
+    else:
+        task = Dialogue.load(model, max_length=max_length, family=family, changes=changes)
+    task.model.to(place)
+    turns = sum(len(one.turns) for one in train)
+    tell(f"fishpaw: {len(train)} conversations of {turns} turns, on {place}; log: {out / 'log.jsonl'}")
+    say = beside_a_bar(tell)
+    stopped_at: list[int] = []
+
+    def report(record: dict[str, Any]) -> None:
+        if record["event"] == "stop":
+            stopped_at.append(record["step"])
+        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else _curve(record):
+            say(line)
+
+    try:
+        result = task.fit(train, held_out, options=options, out=out, speaker=speaker, alone=alone, resume=not restart, report=report)
+    except KeyboardInterrupt:
+        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
+        leave(130)
+    if result.resumed_from == result.step:
+        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
+    figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
+               "seconds": result.seconds, "model": str(out / "model")}
+    write_figures(figures, as_json)
+
+
+def evaluate_dialogue(
+    model: Model,
+    data: Data,
+    samples: Annotated[int, typer.Option(help="Histories to reply to, and to compare the true next turn with another one.")] = 200,
+    max_new: Annotated[int, typer.Option(help="Tokens a reply at most.")] = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Perplexity; relevance: true next turns against replies of other conversations (0.5: chance); Distinct-1 and -2 of drawn replies."""
+    from fishpaw.tasks.dialogue import Dialogue
+
+    place = device_of(device)
+    conversations = _conversations(data, limit=limit)
+    task = Dialogue.load(model)
+    task.model.to(place)
+    write_figures(task.evaluate(conversations, samples=samples, max_new=max_new, seed=seed), as_json)
+
+
+def _conversations(path: str, *, limit: int | None = None, skip_bad: int = 0) -> list[Conversation]:
+    """The conversations of a file or of standard input, at least one."""
+    from fishpaw.data.conversations import read_conversations
+
+    source_of(None, path)
+    if not (found := list(islice(read_conversations(path, skip_bad=skip_bad), limit))):
+        raise DataError(f"{'standard input' if path == '-' else path}: no conversation.", fix='Write {"turns": ["…", "…"]} on each line.')
+    return found
+
+
+def _curve(record: dict[str, Any]) -> str | None:
+    if record["event"] != "evaluate":
+        return None
+    line = f"  step {record['step']:>5}  loss {record['train_loss']:.3f}"
+    return line if record.get("perplexity") is None else f"{line}  perplexity {record['perplexity']:.1f}"

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fishpaw.attention.memory import KeyValue
 from fishpaw.attention.softmax import Softmax
-from fishpaw.contracts import Position, View
+from fishpaw.contracts import Memory, Position, View
 from fishpaw.model.block import Block
 from fishpaw.model.linear import Packed
 
@@ -31,7 +31,8 @@ class Step:
         self.heads, self.scale = sum(self.parts), kernel.scale
         self.activation, self.gated = block.feed_forward.activation, block.feed_forward.gated
 
-    def __call__(self, x: Tensor, view: View, memory: KeyValue) -> Tensor:
+    def __call__(self, x: Tensor, view: View, memory: Memory) -> Tensor:
+        assert isinstance(memory, KeyValue)
         laid = view.grid.split(self.project(self.first(x) if self.pre else x), self.heads)                    # [p h+2g t d]
         q, k, v = torch.split_with_sizes(laid, self.parts, 1)
         q, new = view.position.rotate(q, k, view.at)

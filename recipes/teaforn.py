@@ -45,7 +45,7 @@ bitext = arguments.data / "corpus" / "classical_modern_bitext" / "docs.jsonl.gz"
 if not arguments.smoke and not bitext.is_file():
     parser.error(f"{bitext} is missing: give --data DIR")
 arguments.out /= "smoke" if arguments.smoke else "."                 # a trial never stands in for a run
-steps, rows, width, layers, count = (3, 4, 32, 1, 6) if arguments.smoke else (2000, 32, 128, 2, 300)
+steps, rows, width, layers, count = (3, 4, 32, 1, 6) if arguments.smoke else (1500, 32, 128, 2, 300)
 
 # The text: a record is a chapter, its path names the book, its pairs are two lines each: "古文：…" and "现代文：…".
 books = defaultdict(list)

@@ -72,7 +72,7 @@ def teaforn(
     if not passes:
         raise ConfigError(f"weights is {checks.shown(weights)}.", fix="Give at least one that is more than 0.")
     at, after = successors(batch, segment=1 if segment is None and model.mask.clock == "unilm" else segment)
-    targets, encoded = batch.ids[after], _encode(model, encoder_batch)
+    targets, encoded = batch.ids[after], None if model.encoder is None or encoder_batch is None else model.encode(encoder_batch)
     embedded: Tensor | None = None                                   # the token vectors, as in teacher forcing
     parts: list[Tensor] = []
     for n, weight in enumerate(weights[:passes], start=1):
@@ -84,11 +84,3 @@ def teaforn(
             vectors = model.table[batch.ids]
             embedded = vectors.index_copy(0, after, feed(hidden[at], output.logits, model.table).to(vectors.dtype))
     return torch.stack(parts).sum(), count
-
-
-def _encode(model: Transformer, batch: Batch | None) -> Tensor | None:
-    if model.encoder is None or batch is None:
-        return None
-    lent = model.table[batch.ids] if model.config.shared_embedding else None
-    hidden: Tensor = model.encoder(batch, embedded=lent, logits_at=batch.ids.new_empty(0)).hidden
-    return hidden if batch.shape is None else hidden.flatten(0, 1)                                      # [m d]

@@ -79,3 +79,12 @@ def test_a_gated_feed_forward_multiplies_the_half_that_is_not_activated(name, fu
     wrong = (function(x @ layer.up.weight[7:].T) * (x @ layer.up.weight[:7].T)) @ layer.down.weight.T
     away, astray = (float((layer(x) - one).detach().abs().max()) for one in (expected, wrong))
     assert layer.up.bias is None and away < 1e-12 < 1e-3 < astray
+
+
+def test_dropout_alone_in_training_mode_draws():
+    """Monte Carlo dropout: the block is evaluated, its dropout isn't."""
+    block, around = made(dropout=0.5).eval(), Surroundings([view(7, 7)])
+    x = torch.randn(14, 14, dtype=torch.float64)
+    assert torch.equal(block(x, around)[0], block(x, around)[0])
+    block.dropout.train()
+    assert not torch.equal(block(x, around)[0], block(x, around)[0])

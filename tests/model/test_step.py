@@ -93,3 +93,13 @@ def test_training_and_attention_maps_go_the_layers_way():
         maps = model(torch.tensor([4]), cache=cache, attentions=True).attentions
     assert maps is not None and maps[0].shape == (1, 2, 1, 4)
     assert model.train().steps == []
+
+
+@torch.no_grad()
+def test_in_bf16_a_step_is_no_farther_from_fp32_than_the_layer():
+    exact, (bound, layer) = decode(make({"norm_at": "pre"}, prepared=False)), (make({"norm_at": "pre"}, prepared=False) for _ in range(2))
+    bound.prepare(dtype=torch.bfloat16)
+    layer.prepare(dtype=torch.bfloat16)
+    layer.steps = [None, None]
+    distances = [float((decode(one).float() - exact).norm() / exact.norm()) for one in (bound, layer)]
+    assert bound.steps[0] is not None and distances[0] < 1.1 * distances[1] < 0.05

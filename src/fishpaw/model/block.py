@@ -103,7 +103,7 @@ class Block(nn.Module):
         return norm(x, condition) if self.norm_at == "pre" else x
 
     def _after(self, x: Tensor, out: Tensor, norm: nn.Module, condition: Tensor | None) -> Tensor:
-        total: Tensor = x + (self.dropout(out) if self.training else out)
+        total: Tensor = x + (self.dropout(out) if self.dropout.training else out)
         if self.norm_at == "post":
             total = norm(total, condition)
         return total

@@ -99,3 +99,9 @@ def test_changes_are_json_or_names(given, changes):
 def test_changes_of_other_forms_are_refused(given, says):
     with pytest.raises(ConfigError, match=says):
         changes_of(given)
+
+
+def test_a_dash_in_the_place_of_a_text_is_standard_input(fishpaw_, models):
+    text = "今天好\n房间坏\n"
+    done = [fishpaw_("predict", "classify", "--model", models / "task", *words, stdin=text) for words in (["-"], ["--data", "-"], [])]
+    assert done[0].code == 0 and done[0].out == done[1].out == done[2].out and done[0].out.count("\n") == 2

@@ -134,7 +134,7 @@ def test_options_without_effect_may_change(toy: ModuleType, whole: Path) -> None
 def test_other_data_model_optimizer_and_torch_are_refused_by_name(
     toy: ModuleType, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CheckpointError, match="data: digest was .*, now .*; data: examples was 101, now 100"):
+    with pytest.raises(CheckpointError, match="holds another run: data: examples was 101, now 100"):
         toy.train(whole, examples=toy.EXAMPLES[:-1])
     swapped = [toy.EXAMPLES[0][::-1], *toy.EXAMPLES[1:]]
     with pytest.raises(CheckpointError, match="holds another run: data: digest was"):

@@ -100,9 +100,10 @@ def source_of(text: str | None, data: str | None) -> str:
     """Where texts come from, "" for the one on the command line, "-" for standard input; who has to type them is told so."""
     if text is not None and data is not None:
         raise ConfigError("A text and --data are given.", fix="Leave one out.")
-    if text is None:
+    if text is None or text == "-":
         _await_stdin(data or "-")
-    return data or ("-" if text is None else "")
+        return data or "-"
+    return ""
 
 
 def texts_of(text: str | None, source: str, limit: int | None) -> Iterator[LabelledText]:
@@ -110,7 +111,7 @@ def texts_of(text: str | None, source: str, limit: int | None) -> Iterator[Label
     from fishpaw.data.labelled import LabelledText, format_of, read_texts
     from fishpaw.data.records import read_lines
 
-    if text is not None:
+    if text is not None and not source:
         yield LabelledText(decoded(text))
     elif source == "-" or format_of(source) == "txt":
         for line in islice(read_lines(source), limit):

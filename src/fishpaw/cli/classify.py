@@ -149,7 +149,7 @@ def predict_classify(
 
     source = source_of(text, data)
     task = _classifier(model, device)
-    examples = iter([LabelledText(decoded(text))]) if text is not None else islice(read_texts(source), limit)
+    examples = iter([LabelledText(decoded(text))]) if text is not None and not source else islice(read_texts(source), limit)
     size = 1 if source == "-" and sys.stdin.isatty() else 16 * batch_size          # who types wants to see each answer
     with bar(examples, False if sys.stdout is None or sys.stdout.isatty() else None) as done:
         while chunk := list(islice(examples, size)):

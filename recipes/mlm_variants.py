@@ -2,8 +2,8 @@
 
     python recipes/mlm_variants.py --data DIR [--out runs/mlm_variants] [--only post-LN pre-LN] [--smoke]
 
-DIR/corpus holds Chinese documents. Each model (4 layers of 128 units, 8,000 characters at most) reads 1,500 batches of 32 x 128 tokens at
-the best of three learning rates after 200 steps. All is kept in --out: a run that was stopped goes on, one that ended is only read.
+Each model (4 layers of 128) reads 1,500 batches of 32 x 128 characters of DIR/corpus at the best of three rates; --out keeps all. Expected
+accuracy: RoPE .565 NEZHA .570 pre-LN .228 linear .185 RealFormer .147 hierarchical .142 post-LN .134 Performer .130; LOG.md has the rest.
 """
 
 import argparse

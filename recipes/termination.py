@@ -5,8 +5,9 @@
 Three character models (4 layers of 128 units, RoPE) read the same sentences of DIR/corpus/classical_modern_bitext in the same order: an
 ordinary softmax, a self-terminating and a non-monotonic one (epsilon 1e-3: at most 693 new tokens are proven). Each continues the first
 10 characters of 1,000 unseen sentences in eleven ways; printed is the share that has not ended after 700 tokens, and the perplexity of
-what really followed. Expected: above 0 for the softmax with greedy search and beams (9 % and 1 % of 200 in a trial, nearly all in loops),
-0 for the others and for consistent sampling. All is kept in --out: a run that was stopped goes on, one that ended is only read.
+what really followed. Expected: the softmax doesn't end in 8.5 % with greedy search, 1.5 % and 0.6 % with 2 and 4 beams, nearly all loops;
+the other two always end, at perplexity 197 (self-terminating) and 126 (non-monotonic) against 128; 30 minutes beside other work.
+All is kept in --out: a run that was stopped goes on, one that ended is only read.
 """
 
 import argparse

@@ -22,8 +22,8 @@ from fishpaw.text.wordpiece import WordPiece
 torch.set_num_threads(1)
 PAGES = {language: (Path(__file__).resolve().parent.parent / "docs" / language / "decoding.md").read_text(encoding="utf-8")
          for language in ("en", "zh")}  # fmt: skip
-NOT_THERE = {"Chain", "HiddenStepper", "MinLength", "Processor", "StatefulProcessor", "Until", "full", "stream_contrastive",
-             "stream_greedy", "unbeatable", "unpromising"}  # fmt: skip
+NOT_THERE = {"Chain", "HiddenStepper", "MinLength", "PerPrompt", "Processor", "StatefulProcessor", "Until", "check_prompts", "full",
+             "name_of", "narrowest", "of_prompts", "stream_contrastive", "stream_greedy", "unbeatable", "unpromising"}  # fmt: skip
 
 
 def run(page: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_everything_has_its_place(language):
     modules = (contrastive, processors, repetition, sample, search, stops, truncation)
     public = {name for module in modules for name in module.__all__}
     assert not {name for name in public - NOT_THERE if not re.search(rf"\b{name}\b", page)}
-    others = {"--stop", "--regex", "--choices", "--shots", "--loop-stop", "--batch-size"}
+    others = {"--stop", "--regex", "--choices", "--calibrate", "--shots", "--loop-stop", "--batch-size"}
     options = {"--" + name.replace("_", "-") for name in vars(Settings())} | others
     assert not {option for option in options if option + "`" not in page and option + " " not in page}
     assert {option[2:].replace("-", "_") for option in options} <= set(inspect.signature(generate).parameters)

@@ -60,6 +60,8 @@ def imported(node: ast.Import | ast.ImportFrom, names: dict[str, Any]) -> Iterat
                 yield f"no module {module}"
                 continue
             if isinstance(node, ast.ImportFrom):
+                if not hasattr(value, alias.name) and hasattr(value, "__path__") and find_spec(f"{module}.{alias.name}") is not None:
+                    import_module(f"{module}.{alias.name}")
                 if not hasattr(value, alias.name):
                     yield f"no {alias.name} in {module}"
                     continue

@@ -13,7 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fishpaw.errors import DataError
-from fishpaw.metrics import Counts, Rouge, accuracy, auc, bleu, classification, confusion, distinct, majority_accuracy, multilabel, rouge
+from fishpaw.metrics import (
+    Counts,
+    Rouge,
+    Threshold,
+    accuracy,
+    auc,
+    best_threshold,
+    bleu,
+    classification,
+    confusion,
+    distinct,
+    majority_accuracy,
+    multilabel,
+    rouge,
+)
 
 TRUE = ["cat", "cat", "cat", "cat", "dog", "dog", "hen"]
 GROUPS = (multilabel, rouge, bleu)
@@ -120,7 +134,17 @@ def test_bleu_by_hand() -> None:
     assert bleu(["abcxe"], ["abcde"], smoothing="none") == 0.0
     assert bleu(["abc"], ["abcdef"], most=2) == pytest.approx(math.exp(1 - 6 / 3))                            # all right, but short
     assert bleu(["abcd", "x"], ["abcd", "y"], most=1) == 4 / 5                                                # of all texts together
-    assert bleu([""], ["a"]) == bleu(["abc"], ["abc"]) == bleu(["xyzw"], ["abcd"]) == 0.0
+    assert bleu([""], ["a"]) == bleu([""], [""]) == bleu(["xyzw"], ["abcd"]) == 0.0
+
+
+@pytest.mark.parametrize("smoothing", ["exp", "none"])
+def test_bleu_of_short_texts_leaves_out_the_orders_that_they_lack(smoothing: Any) -> None:
+    for text in ("a", "ab", "abc"):
+        assert bleu([text, "a"], [text, "a"], smoothing=smoothing) == 1.0
+    assert bleu(["abx", "abc"], ["abc", "abc"], smoothing=smoothing) == pytest.approx((5 / 6 * 3 / 4 * 1 / 2) ** (1 / 3))
+    assert bleu(["abc", "abc"], ["abc", "abcdef"], smoothing=smoothing) == pytest.approx(math.exp(1 - 9 / 6))
+    # One text that has an order is enough for it to count: 7 of 8, 5 of 6, 3 of 4, 1 of 2
+    assert bleu(["abcde", "abc"], ["abcdx", "abc"], smoothing=smoothing) == pytest.approx((7 / 8 * 5 / 6 * 3 / 4 * 1 / 2) ** (1 / 4))
 
 
 def test_distinct_by_hand() -> None:
@@ -320,6 +344,17 @@ def test_bleu_as_sacrebleu(seed: int, tokenize: str, smoothing: Any) -> None:
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("longest", [1, 2, 3, 5])
+def test_bleu_of_short_texts_as_sacrebleu_with_effective_order(longest: int) -> None:
+    package = pytest.importorskip("sacrebleu.metrics", reason="sacrebleu comes with the extra parity")
+    chance = random.Random(longest)
+    oracle = package.BLEU(tokenize="char", effective_order=True)
+    for _ in range(20):
+        found, true = (["".join(chance.choices(ALPHABET[:3], k=chance.randint(1, longest))) for _ in range(4)] for _ in range(2))
+        assert bleu(found, true) == pytest.approx(oracle.corpus_score(found, [true]).score / 100, abs=1e-9)
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("seed", range(5))
 def test_rouge_as_rouge_chinese(seed: int) -> None:
     package = pytest.importorskip("rouge_chinese", reason="rouge-chinese comes with the extra parity")
@@ -389,3 +424,57 @@ def test_several_labels_as_scikit_learn(seed: int) -> None:
                           ("macro", (report.macro_precision, report.macro_recall, report.macro_f1))):
         theirs = oracle.precision_recall_fscore_support(hot_true, hot_found, average=average, zero_division=0)[:3]
         assert ours == pytest.approx(theirs)
+
+
+# -- thresholds -------------------------------------------------------------------------------------------------------------------
+
+def reached(positive: Sequence[float], negative: Sequence[float], threshold: float, measure: str) -> float:
+    right, wrong = (sum(score >= threshold for score in group) for group in (positive, negative))
+    if measure == "f1":
+        return 2 * right / (right + wrong + len(positive))
+    return (right / len(positive) + 1 - wrong / len(negative)) / 2
+
+
+def test_threshold_by_hand() -> None:
+    assert best_threshold([0.9, 0.8, 0.3], [0.4, 0.2, 0.1]) == Threshold(0.25, 6 / 7)
+    assert best_threshold([0.9, 0.8, 0.3], [0.4, 0.2, 0.1], measure="balanced_accuracy").score == pytest.approx(5 / 6)
+    assert best_threshold([1.0], [0.0]) == Threshold(0.5, 1.0)
+    assert best_threshold([2.0], [2.0]) == Threshold(2.0, 2 / 3)      # all or nothing
+    assert best_threshold([math.inf], [-math.inf]) == Threshold(math.inf, 1.0)
+
+
+@quick
+@given(scores, scores, st.sampled_from(["f1", "balanced_accuracy"]))
+def test_no_threshold_is_better_and_it_reaches_what_it_says(positive: list[int], negative: list[int], measure: Any) -> None:
+    best = best_threshold(positive, negative, measure=measure)
+    assert reached(positive, negative, best.value, measure) == pytest.approx(best.score, abs=1e-12)
+    every = [reached(positive, negative, score, measure) for score in [*positive, *negative]]
+    assert best.score == pytest.approx(max(every), abs=1e-12)
+    if set(positive) & set(negative) and min(every) < max(every):   # planted: the worst is not taken for the best
+        assert best.score > min(every)
+
+
+def test_of_true_probabilities_the_best_threshold_is_half_the_f1() -> None:
+    times = {share: 8 if share < 20 else 1 for share in range(100)}   # most examples are unlikely ones
+    positive = [share / 100 for share, often in times.items() for _ in range(share * often)]
+    negative = [share / 100 for share, often in times.items() for _ in range((100 - share) * often)]
+    best = best_threshold(positive, negative)
+    assert best.value == pytest.approx(best.score / 2, abs=0.01)      # between two of the hundredths
+    assert reached(positive, negative, 0.5, "f1") < best.score - 0.01        # where one would have cut without looking
+
+
+def test_adjusting_by_the_prior_and_searching_meet() -> None:
+    """Of true log-odds the border for balanced accuracy is the log prior: post-hoc logit adjustment."""
+    draw = random.Random(0)
+    positive, negative = [draw.gauss(1, 1) for _ in range(4000)], [draw.gauss(-1, 1) for _ in range(20_000)]
+    log_odds = [[2 * x + math.log(1 / 5) for x in group] for group in (positive, negative)]
+    assert best_threshold(*log_odds, measure="balanced_accuracy").value == pytest.approx(math.log(1 / 5), abs=0.25)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: best_threshold([], [1.0]), lambda: best_threshold([1.0], []), lambda: best_threshold([math.nan], [1.0]),
+    lambda: best_threshold([1.0], [0.0], measure=cast(Any, "accuracy")),
+])  # fmt: skip
+def test_a_threshold_of_nothing_is_refused(call: Any) -> None:
+    with pytest.raises(DataError):
+        call()

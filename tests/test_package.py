@@ -82,7 +82,7 @@ def declared(*extras: str) -> dict[str, Requirement]:
 
 
 def test_the_package_imports_what_it_declares_and_declares_what_it_imports(tmp_path):
-    assert imported(SOURCE) <= {*declared("zh", "spm", "h5", "chat", "onnx")}
+    assert imported(SOURCE) <= {*declared("zh", "spm", "h5", "chat", "onnx", "ray")}
     (tmp_path / "planted.py").write_text("def f():\n    import einops.layers\n", encoding="utf-8")
     assert imported(tmp_path) == {"einops"}
 

@@ -80,3 +80,19 @@ def test_a_model_of_whole_conversations_learns_talks_and_is_measured_again(tmp_p
     assert again.stdout.splitlines()[-1] == lines[-1] and sum(line.startswith("Conversation ") for line in lines) == 3
     summary = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
     assert [len(turns) for turns in summary["conversations"]] == [6, 6, 6] and summary["perplexity"] > 1
+
+
+def test_losses_for_a_rare_class_are_compared_and_read_again(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "class_imbalance.py"), "--smoke", "--out", str(tmp_path),
+               "--seeds", "1,2", "--only", "cross entropy", "post hoc", "smooth F1"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    for turn in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
+        assert done.returncode == 0, done.stderr
+        assert ("smooth F1         seed 2  balanced" in done.stdout) == (turn == 0)      # the second time everything is there
+        assert re.search(r"231 to train on, 39 of them rare, 9 held out", done.stdout)
+    table = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
+    assert [len(seeds) for seeds in table.values()] == [2, 2, 2]
+    assert all(0 <= one[column] <= 1 for seeds in table.values() for one in seeds for column in set(one) - {"seconds"})
+    for plain, adjusted in zip(table["cross entropy"], table["post hoc"], strict=True):    # the same model, another border
+        assert plain["AUC"] == adjusted["AUC"] and plain["F1, searched"] == adjusted["F1, searched"]

@@ -82,5 +82,16 @@ def test_arguments_are_spelled_as_options():
         "or start anew (resume=False; --restart), which": "or start anew (--restart), which",
         "max_new.tsv: n is what it is.": "max_new.tsv: n is what it is.",
         "vocab_size is 0.": "vocab_size is 0.",
+        "beams and contrastive_k exclude each other. Leave one out.": "--beams and --contrastive-k exclude each other. Leave one out.",
+        "sample and beams exclude each other.": "--sample and --beams exclude each other.",
+        "It takes at least 9 tokens, but max_new is 6. Raise max_new.": "It takes at least 9 tokens, but --max-new is 6. Raise --max-new.",
+        "It is 6. Raise max_new or lower n.": "It is 6. Raise --max-new or lower --n.",
+        "consistent is for top_k and top_p.": "--consistent is for --top-k and --top-p.",
+        "n is 'x'; allowed. Change n.": "--n is 'x'; allowed. Change --n.",
+        "min_new is 2, but it is. Leave min_new at 0.": "--min-new is 2, but it is. Leave --min-new at 0.",
+        "alone is 2. Change alone.": "--alone is 2. Change --alone.",
+        "samples is 0.": "--samples is 0.", "epsilon is 2.": "--epsilon is 2.",
+        "temperature is 0; Use greedy for the most probable token.": "--temperature is 0; Raise it.",
+        "for n-grams, and 'top_k', for top_k.txt": "for n-grams, and 'top_k', for top_k.txt",
     }
     assert {text: terminal.in_options(text) for text in said} == said

@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the program; exit codes: cli/program.py."""
     try:
-        from fishpaw.cli import program                              # here: imports take a second in which a user may think again
+        from fishpaw.cli import program  # here: imports take a second in which a user may think again
 
         program.main()
     except KeyboardInterrupt:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from fishpaw.errors import DataError
 
-__all__ = ["Counts", "Report", "Rouge", "accuracy", "auc", "bleu", "classification", "confusion", "distinct", "majority_accuracy",
-           "multilabel", "rouge"]
+__all__ = ["Counts", "Report", "Rouge", "Threshold", "accuracy", "auc", "best_threshold", "bleu", "classification", "confusion",
+           "distinct", "majority_accuracy", "multilabel", "rouge"]
 
 Text = Sequence[Hashable]
 
@@ -98,6 +98,14 @@ class Rouge:
         return 0.2 * self.rouge1 + 0.4 * self.rouge2 + 0.4 * self.rougeL
 
 
+@dataclass(frozen=True)
+class Threshold:
+    """Say yes where a score is `value` or more; `score`: what that reached on the examples it was chosen by."""
+
+    value: float
+    score: float
+
+
 def accuracy(predicted: Iterable[Any], true: Iterable[Any]) -> float:
     """Share of examples where both are equal. Errors: DataError where there are none, or not equally many."""
     found, wanted = _pair(predicted, true)
@@ -171,7 +179,9 @@ def bleu(predicted: Iterable[Text], true: Iterable[Text], *, most: int = 4, smoo
     """Corpus BLEU, 0 to 1: geometric mean of the precisions of 1- to `most`-grams of all texts together, times the brevity penalty.
 
     One reference a text. smoothing, where no n-gram of an order is right: "exp" takes 1/2, 1/4, … of one, as mteval and sacrebleu do
-    (whose number / 100 this is); "none" gives 0. It is no mean of the texts' scores. Source: aclanthology.org/P02-1040, arXiv:1804.08771.
+    (whose number / 100 this is); "none" gives 0. Orders of which no text of `predicted` has a single n-gram are left out of the mean, as
+    sacrebleu does with use_effective_order: three characters that are right give 1, not 0. It is no mean of the texts' scores. Source:
+    aclanthology.org/P02-1040, arXiv:1804.08771.
     Errors: as for rouge; DataError for `most` below 1 or another smoothing.
     """
     found, wanted = _texts(predicted, "predicted"), _texts(true, "true")
@@ -184,13 +194,17 @@ def bleu(predicted: Iterable[Text], true: Iterable[Text], *, most: int = 4, smoo
     for n in range(1, most + 1):
         right = sum((_ngrams(one, n) & _ngrams(other, n)).total() for one, other in zip(found, wanted, strict=True))
         all_of_them = sum(max(0, len(one) - n + 1) for one in found)
-        if not all_of_them or (not right and (n == 1 or smoothing == "none")):
+        if not all_of_them:
+            break
+        if not right and (n == 1 or smoothing == "none"):
             return 0.0
         half /= 1 if right else 2
         precisions.append((right or half) / all_of_them)
+    if not precisions:
+        return 0.0                                                # nothing was said
     length, wanted_length = sum(map(len, found)), sum(map(len, wanted))
     brevity = min(0.0, 1 - wanted_length / length)
-    return math.exp(brevity + sum(map(math.log, precisions)) / most)
+    return math.exp(brevity + sum(map(math.log, precisions)) / len(precisions))
 
 
 def distinct(texts: Iterable[Text], n: int) -> float:
@@ -211,6 +225,34 @@ def auc(positive: Iterable[float], negative: Iterable[float]) -> float:
     above, below = _scores(positive, "positive"), sorted(_scores(negative, "negative"))
     twice = sum(bisect_left(below, score) + bisect_right(below, score) for score in above)
     return twice / (2 * len(above) * len(below))
+
+
+def best_threshold(
+    positive: Iterable[float], negative: Iterable[float], *, measure: Literal["f1", "balanced_accuracy"] = "f1"
+) -> Threshold:
+    """The threshold that is best for the scores of positive and of negative examples; take held-out ones, as many of a kind as there will
+    be.
+
+    measure: "f1" of the positives, or "balanced_accuracy", the mean of both recalls. Halfway between two scores; of several that are
+    equally good the highest. For several labels search one a label: that is best for macro F1, not for micro F1. For true probabilities
+    the best threshold of F1 is half of that F1 (arXiv:1402.1892). Errors: DataError as `auc`, and for another measure.
+    """
+    if measure not in ("f1", "balanced_accuracy"):
+        raise DataError(f"measure is {measure!r}.", fix='Choose "f1" or "balanced_accuracy".')
+    above, below = (sorted(_scores(scores, name), reverse=True) for scores, name in ((positive, "positive"), (negative, "negative")))
+    kinds = sorted({*above, *below}, reverse=True)
+    best = Threshold(math.inf, -math.inf)
+    right = wrong = 0
+    for score, following in zip(kinds, [*kinds[1:], None], strict=True):
+        while right < len(above) and above[right] >= score:
+            right += 1
+        while wrong < len(below) and below[wrong] >= score:
+            wrong += 1
+        reached = Counts(right, wrong, len(above) - right).f1 if measure == "f1" else (1 + right / len(above) - wrong / len(below)) / 2
+        if reached > best.score:
+            middle = score if following is None else score / 2 + following / 2
+            best = Threshold(middle if following is not None and following < middle < score else score, reached)
+    return best
 
 
 def _report(predicted: list[set[Hashable]], true: list[set[Hashable]], labels: Sequence[Any] | None) -> Report:

@@ -12,15 +12,18 @@ from typing import Any, NoReturn
 __all__ = ["beside_a_bar", "decoded", "in_options", "leave", "show_warning", "tell", "write", "write_figures", "write_json"]
 
 _OPTIONS = (
-    "accumulate", "batch_size", "beams", "consistent", "contrastive_alpha", "contrastive_k", "dry", "epochs", "eta", "evaluate_every",
-    "frequency_penalty", "learning_rate", "length_penalty", "max_length", "max_new", "min_new", "min_p", "n", "no_repeat_ngram", "patience",
-    "precision", "presence_penalty", "repetition_penalty", "steps", "temperature", "top_k", "top_p", "typical", "warmup", "weight_decay",
+    "accumulate", "alone", "batch_size", "beams", "consistent", "contrastive_alpha", "contrastive_k", "dry", "epochs", "epsilon", "eta",
+    "evaluate_every", "frequency_penalty", "learning_rate", "length_penalty", "max_length", "max_new", "min_new", "min_p", "n",
+    "no_repeat_ngram", "patience", "precision", "presence_penalty", "repetition_penalty", "sample", "samples", "steps", "temperature",
+    "top_k", "top_p", "typical", "warmup", "weight_decay",
 )  # fmt: skip
-_NAMED = re.compile(rf"^({'|'.join(_OPTIONS)})(?= is )")
+_BEFORE = "|".join(["^", *(rf"(?<=\b{word} )" for word in ("Raise", "Lower", "lower", "Change", "Leave", "but", "and", "for"))])
+_NAMED = re.compile(rf"(?:{_BEFORE})(?:{'|'.join(_OPTIONS)})(?= is | at | and |,? or |\.(?: |$)| exclude )")
 _SPELLED = {
     'mask="causal"': "--mask causal", 'mask="unilm"': "--mask unilm", 'family="t5_encoder"': "--family t5_encoder",
-    "resume=False; --restart": "--restart", "(max_new)": "(--max-new)", "Set sample.": "Add --sample.",
-    "Set beams to 4": "Add --beams 4", "Set contrastive_k to 5": "Add --contrastive-k 5",
+    "resume=False; --restart": "--restart", "(max_new)": "(--max-new)", "Set beams to 4": "Add --beams 4",
+    "Set contrastive_k to 5": "Add --contrastive-k 5", "Set sample.": "Add --sample; in a chat leave out --beams and --contrastive-k.",
+    "Use greedy for the most probable token.": "Raise it.",
 }  # fmt: skip
 
 
@@ -79,10 +82,11 @@ def show_warning(message: Warning | str, category: type[Warning], filename: str,
 
 
 def in_options(message: str) -> str:
-    """What the library says of its arguments, in the spelling of the options: "max_new is 0" is --max-new, mask="causal" --mask causal."""
+    """What the library says of its arguments, in the spelling of the options: "max_new is 0" is --max-new, mask="causal" --mask causal.
+    A name is one where a sentence begins with it, or behind one of a few words: texts of the user's stay as they are."""
     for written, option in _SPELLED.items():
         message = message.replace(written, option)
-    return _NAMED.sub(lambda found: "--" + found[1].replace("_", "-"), message)
+    return _NAMED.sub(lambda found: "--" + found[0].replace("_", "-"), message)
 
 
 def decoded(text: str) -> str:

@@ -48,7 +48,7 @@ def test_a_reply_a_line_that_follows_the_whole_conversation(said):
     assert said("一\n三\n", "--limit", 1).lines == ["二"]
 
 
-DRAWING = [[], ["--top-p", 0.9], ["--temperature", 2.0, "--top-k", 3], ["--min-p", 0.01], ["--rerank", 3]]
+DRAWING = [[], ["--top-p", 0.9], ["--temperature", 2.0, "--top-k", 3], ["--min-p", 0.01], ["--rerank", 3], ["--rerank", 1]]
 
 
 @pytest.mark.parametrize("options", DRAWING, ids=str)
@@ -96,7 +96,8 @@ def test_a_turn_may_begin_with_a_slash(said):
         ("/reset now\n", [], "/reset now is no command"),
         ("/save\n", [], "needs the name of a file"),
         ("/save nothing.jsonl\n", [], "Nothing has been said yet"),
-        ("一\n", ["--temperature", 1.0], "--temperature is for sampling"),
+        ("一\n", ["--temperature", 1.0], r"--temperature is for replies that are drawn\. Leave --beams and --contrastive-k out\.$"),
+        ("一\n", ["--top-k", 5], r"--top-k is for replies that are drawn\. Leave --beams and --contrastive-k out\.$"),
         ("一\n", ["--rerank", 3], "Leave --beams"),
         ("一\n", ["--backward", "x"], "Add --rerank"),
         ("一\n", ["--max-length", 3], "--max-length is 3"),
@@ -131,6 +132,52 @@ def test_any_causal_model_talks_and_one_with_a_template_through_it(fishpaw_, mod
     talk = fishpaw_(*words, stdin="今\n天\n")
     assert talk.code == 0 and [one["turn"] for one in talk.objects] == [2, 4], talk
     refused(fishpaw_("chat", "--model", folder, "--rerank", 2, stdin="今\n"), "Leave --rerank out")
+
+
+def test_a_reply_is_drawn_anew_after_undo_and_reset(fishpaw_, talker):
+    """Until now the same turn got the same reply for ever; the whole session is still repeated by its seed."""
+    lines = "一\n/undo\n" * 6 + "/reset\n一\n" * 6
+    options = ["--max-new", 5, "--temperature", 9.0, "--top-k", 9]
+    done = fishpaw_("chat", "--model", talker, *options, stdin=lines)
+    assert done.code == 0 and len(done.lines) == 12 and len(set(done.lines[:6])) > 1 and len(set(done.lines[6:])) > 1
+    assert fishpaw_("chat", "--model", talker, *options, stdin=lines) == done
+    assert fishpaw_("chat", "--model", talker, *options, "--seed", 9, stdin=lines) != done
+
+
+def test_a_turn_stands_when_the_model_says_nothing_to_it(said, files, monkeypatch):
+    from fishpaw.data.conversations import read_conversations
+    from fishpaw.tasks.dialogue import Dialogue
+
+    asked = []
+
+    def silent(self, history, *rest, **options):
+        asked.append(list(history))
+        yield " " if len(history) in (3, 5) else f"答{len(history)}"
+
+    monkeypatch.setattr(Dialogue, "stream", silent)
+    file = files.folder / "talk.jsonl"
+    done = said(f"一\n二\n三\n四\n/undo\n五\n/save {file}\n", "--json")
+    assert [(one["said"], one["turn"]) for one in done.objects] == [("一", 2), ("二", 4), ("三", 6), ("四", 8), ("五", 8)]
+    assert done.err.count("the model says nothing to this; your turn stands") == 2
+    assert asked[-1] == ["一", "答1", "二", "", "三", "", "五"]
+    (talk,) = read_conversations(file)                               # no blank turn, and nothing that was said is lost
+    assert talk.turns == ("一", "答1", "二\n三\n五", "答7")
+
+
+def test_a_real_model_that_says_nothing_but_padding_is_heard_all_the_same(fishpaw_, talker, tmp_path):
+    from fishpaw.tasks.dialogue import Dialogue
+
+    task = Dialogue.load(talker)
+    task.model.heads["mlm"].bias.data[task.tokenizer.pad_id] = 99.0
+    task.save(tmp_path / "padded")
+    done = fishpaw_("chat", "--model", tmp_path / "padded", "--max-new", 5, "--json", stdin="一\n三\n")
+    assert [one["turn"] for one in done.objects] == [2, 4] and all(one["reply"] for one in done.objects) and not done.err
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_backward_model_is_opened_whatever_the_number(fishpaw_, talker, refused, count):
+    done = fishpaw_("chat", "--model", talker, "--rerank", count, "--backward", "/nonexist", stdin="一\n")
+    refused(done, "/nonexist: there is no such file or folder")
 
 
 class Keyboard:

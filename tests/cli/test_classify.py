@@ -106,7 +106,7 @@ def test_another_run_is_refused_with_what_differs_until_restart(fishpaw_, models
     refused(fishpaw_(*words, "--steps", 2, "--labels", "pos,neg"), r"labels was \['neg', 'pos'\]")
     refused(fishpaw_(*words, "--steps", 2, "--dev", files.folder / "dev.tsv"), "dev was none.*--restart")
     refused(fishpaw_(*words, "--steps", 2, "--seed", 1), "seed was 0, now 1")
-    refused(fishpaw_(*words[:-1], models / "task", "--steps", 2, "--labels", "neg,pos"), "starting weights was")
+    refused(fishpaw_(*words[:-1], models / "task", "--steps", 2, "--max-length", 61), "starting weights was")
     assert fishpaw_(*words, "--steps", 3, "--restart", "--json").objects[0]["step"] == 3
 
 

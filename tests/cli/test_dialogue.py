@@ -57,7 +57,6 @@ def test_train_evaluate_chat_and_go_on(fishpaw_, talks, files):
         (["--data", "EMPTY"], "empty.jsonl: no conversation"),
         (["--learning-rate", 0], "--learning-rate is 0"),
         (["--max-length", 3], "--max-length is 3"),
-        (["--alone", 2], "alone is 2"),
         (["--family", "bert"], "Add --model"),
         (["--change", "vocab_size=3"], "the task sets it"),
         (["--change", "mask=full"], "--change mask=causal"),
@@ -76,6 +75,12 @@ def test_training_refuses_in_one_sentence(fishpaw_, talks, files, options, says,
     done = fishpaw_("train", "dialogue", *defaults, *options, *shape)
     told = [line for line in done.err.splitlines() if not re.match(r"fishpaw: \d+ conversations", line)]
     assert done.code == (3 if "--model" in options else 2) and len(told) == 1 and says in told[0] and not done.out, done
+
+
+def test_a_share_beyond_all_is_refused_before_anything_is_read(fishpaw_, talks, files, refused):
+    words = ["train", "dialogue", "--data", "missing.jsonl", "--out", files.folder / "run"]
+    for share in (2, -0.1, "nan"):
+        refused(fishpaw_(*words, "--alone", share), rf"--alone is {share}.*; allowed: 0 to 1\. Change --alone\.$")
 
 
 def test_evaluating_refuses_in_one_sentence(fishpaw_, models, talks, files, refused):

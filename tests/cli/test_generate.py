@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 
@@ -12,7 +14,7 @@ import pytest
      ["gpt2", "--contrastive-k", "4", "--contrastive-alpha", "0.5"], ["bert", "--mask", "unilm", "--contrastive-k", "3"],
      ["gpt2", "--repetition-penalty", "1.3", "--frequency-penalty", "0.4", "--presence-penalty", "0.2"],
      ["gpt2", "--no-repeat-ngram", "2", "--dry", "1"],
-     ["gpt2", "--sample", "--min-p", "0.05", "--typical", "0.9", "--eta", "0.001"]],
+     ["gpt2", "--sample", "--min-p", "0.05", "--typical", "0.9", "--eta", "0.001", "--epsilon", "0.0005"]],
     ids=" ".join,
 )  # fmt: skip
 def test_generate(fishpaw_, models, files, options):
@@ -50,6 +52,8 @@ def test_streamed_is_what_is_printed_at_once(fishpaw_, models, options):
         (["--min-p", "2", "--sample"], "--min-p is 2"),
         (["--typical", "nan", "--sample"], "--typical is nan"),
         (["--eta", "1", "--sample"], "--eta is 1"),
+        (["--epsilon", "1", "--sample"], "--epsilon is 1"),
+        (["--epsilon", "0.1"], "--epsilon is for sampling"),
         (["--consistent", "--sample"], "--consistent is for"),
         (["--repetition-penalty", "0"], "--repetition-penalty is 0"),
         (["--frequency-penalty", "nan"], "--frequency-penalty is nan"),
@@ -59,20 +63,28 @@ def test_streamed_is_what_is_printed_at_once(fishpaw_, models, options):
         (["--contrastive-k", "0"], "--contrastive-k is 0"),
         (["--contrastive-k", "3", "--contrastive-alpha", "1.5"], "--contrastive-alpha is 1.5"),
         (["--contrastive-alpha", "0.5"], "Add --contrastive-k 5"),
-        (["--contrastive-k", "3", "--sample"], "exclude each other"),
+        (["--contrastive-k", "3", "--sample"], "--sample and --contrastive-k exclude each other"),
         (["--stop", ""], "stop strings"),
         (["--stop", "<|endoftext|>"], "special token"),
         (["--regex", "(a"], "[(]a"),
         (["--choices", "好,坏", "--beams", "2"], "--choices are scored"),
         (["--choices", "好,坏", "--stop", "好"], "--choices are scored"),
+        (["--choices", "好,坏", "--max-new", "5"], "--choices are scored"),
+        (["--choices", "好,坏", "--min-new", "1", "--max-new", "5"], "--choices are scored"),
+        (["--choices", "好,坏,好"], "好 is given twice"),
+        (["--choices", "好,,坏"], "an answer is empty"),
+        (["--calibrate", "mean"], "--calibrate is for --choices"),
+        (["--choices", "好,坏", "--calibrate", "pmi"], "--calibrate pmi is no calibration"),
+        (["--choices", "好,坏", "--calibrate", "contextual"], "Add --shots"),
+        (["--regex", "a{9}", "--max-new", "5"], "but --max-new is 5. Raise --max-new."),
         (["--shots", "nowhere.tsv"], "nowhere.tsv"),
         (["--sample", "--beams", "2"], "exclude each other"),
         (["--stream", "--n", "2"], "Leave them out"),
         (["--stream", "--json"], "Leave them out"),
         (["--n", "2"], "--n is 2; so many answers need sampling"),
-        (["--n", "0"], "n is 0"),
-        (["--n", "0", "--sample"], "n is 0"),
-        (["--beams", "0"], "beams is 0"),
+        (["--n", "0"], "--n is 0"),
+        (["--n", "0", "--sample"], "--n is 0"),
+        (["--beams", "0"], "--beams is 0"),
         (["--beams", "2", "--length-penalty", "nan"], "--length-penalty is nan"),
         (["--length-penalty", "1"], "for the beam search"),
         (["--max-new", "0"], "--max-new is 0"),
@@ -87,7 +99,7 @@ def test_streamed_is_what_is_printed_at_once(fishpaw_, models, options):
     ],
 )
 def test_generate_refuses_each_field_out_of_range(fishpaw_, models, options, says, refused):
-    more = [] if "--max-new" in options else ["--max-new", "5"]
+    more = [] if {"--max-new", "--choices"} & {*options} else ["--max-new", "5"]
     refused(fishpaw_("generate", "--model", models / "gpt2", "今天", *more, *options), says)
 
 
@@ -136,14 +148,19 @@ def test_json_tells_all_of_an_answer(fishpaw_, models):
 
 
 def test_answers_have_a_form(fishpaw_, models, files):
-    words = ["generate", "--model", models / "bert", "--mask", "causal", "--max-new", 9]
-    assert fishpaw_(*words, "今天", "--regex", "(我们|下次)去公园").out.strip() in ("我们去公园", "下次去公园")
+    words = ["generate", "--model", models / "bert", "--mask", "causal"]
+    assert fishpaw_(*words, "今天", "--max-new", 9, "--regex", "(我们|下次)去公园").out.strip() in ("我们去公园", "下次去公园")
     (chosen,) = fishpaw_(*words, "今天", "--choices", "天气, 公园", "--json").objects
     assert set(chosen["probabilities"]) == {"天气", "公园"}
     assert chosen["text"] == max(chosen["probabilities"], key=chosen["probabilities"].get)
     several = fishpaw_(*words, "--choices", "天气,公园", stdin="今天\n我们去\n前台\n")
     assert several.code == 0 and len(several.lines) == 3 and several.lines[0] == chosen["text"]
     shots = files("shots.tsv", "今天\t天气\n我们\t公园\n")
+    asked = [*words, "今天", "--choices", "天气,公园吧", "--shots", shots, "--json"]
+    first, *others = (fishpaw_(*asked, *more).objects[0]["probabilities"]
+                      for more in ([], *(["--calibrate", name] for name in ("mean", "sum", "contextual"))))
+    assert first in others and len({str(one) for one in others}) == 3
+    words += ["--max-new", 9]
     shown = fishpaw_(*words, "下次", "--shots", shots, "--json")
     assert shown.code == 0 and shown.objects[0]["prompt"] == "下次" and "\n" not in shown.objects[0]["text"]
     assert shown.out != fishpaw_(*words, "下次", "--json").out
@@ -159,3 +176,29 @@ def test_endings_and_loops(fishpaw_, models):
     (whole,) = fishpaw_(*words, *loops).objects
     assert one["why"] == "loop" and one["ended"] and whole["why"] == "length"
     assert len(one["tokens"]) < 50 and one["tokens"] == whole["tokens"][: len(one["tokens"])]
+
+
+@pytest.mark.parametrize("more", [["--max-new", 3], ["--choices", "天气,公园", "--batch-size", 1], ["--max-new", 3, "--stream"]])
+def test_a_text_that_is_no_question_is_named_with_its_line(fishpaw_, models, files, more):
+    data = files("texts.jsonl", '{"text": "今天"}\n{"text": "今天\\n好"}\n')
+    shots = files("shots.tsv", "今天\t天气\n")
+    done = fishpaw_("generate", "--model", models / "gpt2", "--shots", shots, "--data", data, "--batch-size", 1, *more)
+    assert done.code == 2 and done.out.count("\n") == 1 and "texts.jsonl, line 2: The text has several lines" in done.err
+
+
+def test_what_was_answered_is_forgotten(fishpaw_, models, monkeypatch):
+    """A pipe may be without end."""
+    from fishpaw.cli import generate
+
+    most = []
+
+    class Watched(deque):
+        def append(self, one):
+            super().append(one)
+            most.append(len(self))
+
+    monkeypatch.setattr(generate, "deque", Watched)
+    for more in (["--stream", "--max-new", 2], ["--max-new", 2], ["--choices", "今,好"]):
+        most.clear()
+        assert fishpaw_("generate", "--model", models / "gpt2", *more, stdin="今天\n" * 9).code == 0
+        assert len(most) == 9 and max(most) == 1

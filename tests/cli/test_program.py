@@ -12,8 +12,8 @@ import pytest
 import fishpaw
 
 VERBS = [[], ["demo"], ["doctor"], ["train"], ["train", "classify"], ["train", "dialogue"], ["train", "seq2seq"],
-         ["evaluate", "classify"], ["evaluate", "dialogue"], ["evaluate", "seq2seq"], ["predict", "classify"], ["predict", "seq2seq"], ["fill"], ["chat"],
-         ["generate"], ["convert"], ["export"], ["export", "onnx"]]  # fmt: skip
+         ["evaluate", "classify"], ["evaluate", "dialogue"], ["evaluate", "seq2seq"], ["predict", "classify"], ["predict", "seq2seq"],
+         ["fill"], ["chat"], ["generate"], ["convert"], ["export"], ["export", "onnx"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -118,7 +118,8 @@ def test_a_full_disk_behind_stdout_is_one_sentence(models):
 @pytest.mark.parametrize("delay", [0.05, 0.3, 1.0])
 def test_ctrl_c_while_it_starts_is_one_word(delay):
     """From the first import on; before it Python itself, or the operating system, ends the process."""
-    code = f"import os, signal, threading; from fishpaw.__main__ import main; threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start(); " \
-        "import sys; sys.argv = ['fishpaw', 'chat', '--model', 'nothing']; sys.stdin = open(os.devnull); main(); threading.Event().wait()"
+    code = "import os, signal, sys, threading; from fishpaw.__main__ import main; " \
+        f"threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start(); " \
+        "sys.argv = ['fishpaw', 'chat', '--model', 'nothing']; sys.stdin = open(os.devnull); main(); threading.Event().wait()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=150)
     assert "Traceback" not in done.stderr and done.returncode in (130, 2, 3), done.stderr

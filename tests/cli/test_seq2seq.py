@@ -115,5 +115,15 @@ def test_other_mistakes(fishpaw_, models, files, pairs, start, refused):
     refused(fishpaw_(*predict, "今", "--length-penalty", 1), "--length-penalty is for the beam search")
     refused(fishpaw_(*predict, "今", "--beams", 0), "--beams is 0")
     refused(fishpaw_(*predict, "今", "--data", pairs), "A text and --data are given")
-    refused(fishpaw_("predict", "seq2seq", "--model", models / "gpt2", "今", "--max-new", 99), "99 new tokens|64 new tokens")
-    refused(fishpaw_("evaluate", "seq2seq", "--model", models / "task", "--data", pairs), "holds no head that scores tokens|positions")
+    headless = fishpaw_("evaluate", "seq2seq", "--model", models / "task", "--data", pairs)
+    refused(headless, r"task holds no head that scores tokens\. Take a checkpoint that has one")
+
+
+def test_the_fix_for_too_few_positions_works(fishpaw_, models, pairs, refused):
+    gpt2, bert = (["predict", "seq2seq", "--model", models / name, "今"] for name in ("gpt2", "bert"))
+    evaluate = ["evaluate", "seq2seq", "--model", models / "bert", "--data", pairs, "--limit", 3]
+    refused(fishpaw_(*gpt2, "--max-new", 99), r"99 new tokens, but the model has 61 positions\. Ask for fewer \(--max-new\)\.$")
+    refused(fishpaw_(*evaluate), r"64 new tokens, but the model has 61 positions\. Ask for fewer \(--max-new\)\.$")
+    refused(fishpaw_(*evaluate, "--max-new", 0), "--max-new is 0")
+    for new in (8, 58):
+        assert fishpaw_(*evaluate, "--max-new", new).code == fishpaw_(*bert, "--max-new", new).code == 0

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fishpaw.data.records import Budget, read_csv, read_jsonl, read_lines, read_tsv
+from fishpaw.data.records import Budget, Line, parse_object, read_csv, read_jsonl, read_lines, read_tsv
 from fishpaw.errors import DataError
 
 
@@ -152,3 +152,9 @@ def test_records_are_a_stream(tmp_path: Path) -> None:
 def test_readers_need_neither_torch_nor_numpy() -> None:
     code = "import sys, fishpaw.data.records, fishpaw.data.labelled; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_no_object_is_told_without_names_that_only_some_files_have():
+    with pytest.raises(DataError, match="x.jsonl, line 3: a JSON array, not an object. Write one object a line") as caught:
+        parse_object(Line("x.jsonl", 3, '["text", "label"]'))
+    assert "label" not in str(caught.value)

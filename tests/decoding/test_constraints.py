@@ -307,3 +307,34 @@ def test_a_user_can_write_one():
         kept = turns(torch.zeros(1, V), torch.tensor([tokens], dtype=torch.long).view(1, -1))
         said.append((kept[0] > float("-inf")).nonzero()[:, 0].tolist())
     assert said == [[0, 1], [2], [0, 1], [2], [0]]
+
+
+def test_of_prompts_is_made_for_these_alone(machine):
+    tries = [Trie(one) for one in EACH]
+    kinds = (lambda places: Choices([tries[place] for place in places], limits=LIMITS),
+             lambda places: CopyOnly([SOURCES[place] for place in places], n=2, limits=LIMITS))
+    for make in kinds:
+        whole = make(range(3))
+        for places in ([2], [2, 0], [1, 1, 0]):
+            prompts = [PROMPTS[place] for place in places]
+            found, alone = (beam(machine(V, seed=3), prompts, beams=3, n=2, limits=LIMITS, processors=[one])
+                            for one in (whole.of(places), make(places)))
+            assert found == alone and whole.prompts == 3
+    shared = Choices(tries[0], limits=LIMITS)
+    assert shared.of([4, 7]) is shared and shared.prompts is None
+
+
+def test_a_trie_ends_where_the_next_one_begins(machine):
+    """Between two the last leaf once went on into the other's root, as token -1: the last of the vocabulary."""
+    choices = Choices([Trie([[1]]), Trie([[2]]), Trie([[3], [1, 2]])], limits=LIMITS)
+    assert [choices.moves(state)[0].tolist() for state in range(len(choices.least))] == [[1], [], [2], [], [1, 3], [2], [], []]
+    for seed in range(20):
+        found = sample(machine(V, seed=seed), PROMPTS, limits=LIMITS, processors=[choices])
+        assert [group[0].tokens for group in found][:2] == [(1, END), (2, END)]
+
+
+def test_constraints_have_short_names():
+    made = [Choices(Trie(EACH[0]), limits=LIMITS), Choices([Trie(one) for one in EACH], limits=LIMITS), Forced([[1, 2]], limits=LIMITS),
+            Pattern("a" * 99 + "?", Letters(), limits=Limits(200, ends=(END,))), CopyOnly(SOURCES, n=2, limits=LIMITS), Allowed(range(9))]
+    assert list(map(repr, made)) == ["Choices(a trie)", "Choices(3 tries)", "Forced(1 phrases)", f"Pattern({'a' * 60!r})",
+                                     "CopyOnly(3 sources, n=2)", "Allowed(9 tokens)"]

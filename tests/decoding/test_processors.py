@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 
 from fishpaw.decoding.limits import Limits
-from fishpaw.decoding.processors import Chain, MinLength, StatefulProcessor, Temperature, TopK, TopP
+from fishpaw.decoding.processors import (
+    Chain,
+    MinLength,
+    StatefulProcessor,
+    Temperature,
+    TopK,
+    TopP,
+    check_prompts,
+    name_of,
+    of_prompts,
+)  # fmt: skip
 from fishpaw.errors import ConfigError, FishpawError
 
 NEVER = float("-inf")
@@ -192,3 +203,36 @@ def test_states_start_with_the_prompts_and_move():
     chain.start("prompts", 3)
     chain.select(torch.tensor([2, 2, 0]))
     assert processor.seen == "prompts" and processor.state.tolist() == [2, 2, 0]
+
+
+class Own:
+    """A processor that holds a letter for each prompt."""
+
+    def __init__(self, letters):
+        self.letters, self.prompts = letters, len(letters)
+
+    def of(self, places):
+        return Own([self.letters[place] for place in places])
+
+    def __call__(self, logits, tokens):
+        return logits
+
+
+def test_a_batch_takes_its_part_of_what_each_prompt_has():
+    plain, own = TopK(3), Own("abcd")
+    found = of_prompts([plain, own], [2, 0])
+    assert found[0] is plain and found[1].letters == ["c", "a"]
+    check_prompts([plain, own], 4)
+    for call in (lambda: of_prompts([own], [1, 4]), lambda: check_prompts([own], 5), lambda: check_prompts([own], 3)):
+        with pytest.raises(ConfigError, match="Own is for 4 prompts, but there are [53] prompts"):
+            call()
+
+
+def test_names_are_short_and_hold_no_address():
+    class Lines:
+        def __repr__(self):
+            return "Lines(\n)"
+
+    named = {TopK(3): "TopK(k=3)", check_prompts: "check_prompts", Own("ab"): "Own", Lines(): "Lines",
+             functools.partial(print, Own("ab")): "partial"}
+    assert {one: name_of(one) for one in named} == named

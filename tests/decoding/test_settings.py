@@ -14,7 +14,7 @@ from fishpaw.decoding.settings import Settings
 from fishpaw.errors import ConfigError, FishpawError
 
 ALL = {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.3, "no_repeat_ngram": 3, "dry": 0.8, "temperature": 0.9,
-       "top_k": 5, "top_p": 0.9, "min_p": 0.05, "typical": 0.9, "eta": 1e-3}  # fmt: skip
+       "top_k": 5, "top_p": 0.9, "min_p": 0.05, "typical": 0.9, "eta": 1e-3, "epsilon": 1e-4}  # fmt: skip
 
 
 def test_the_order_is_fixed():
@@ -24,7 +24,8 @@ def test_the_order_is_fixed():
     for given in (ALL, dict(reversed(ALL.items()))):
         made = Settings(sample=True, **given).processors(constraints=[constraint])
         assert [type(one).__name__ for one in made] == ["RepetitionPenalty", "FrequencyPenalty", "PresencePenalty", "NoRepeatNgram", "Dry",
-                                                        "function", "Temperature", "TopK", "TopP", "MinP", "Typical", "Eta"]  # fmt: skip
+                                                        "function", "Temperature", "TopK", "TopP", "MinP", "Typical", "Eta",
+                                                        "Epsilon"]  # fmt: skip
     assert Settings().processors() == []
     consistent = Settings(sample=True, top_k=5, top_p=0.9, consistent=True).processors(ends=(3,))
     assert [(type(one).__name__, one.ends) for one in consistent] == [("ConsistentTopK", (3,)), ("ConsistentTopP", (3,))]
@@ -54,7 +55,7 @@ def test_a_search_is_the_function_of_its_name(machine, seed):
      ({"beams": 2, "contrastive_k": 2}, "beams and contrastive_k"), ({"n": 2}, "n is 2"), ({"beams": 3, "n": 4}, "n is 4"),
      ({"length_penalty": 1.0}, "length_penalty is for the beam search"), ({"contrastive_alpha": 0.5}, "contrastive_alpha is for"),
      *[({name: ALL[name]}, f"{name} is for sampling. Set sample.")
-       for name in ("temperature", "top_k", "top_p", "min_p", "typical", "eta")],
+       for name in ("temperature", "top_k", "top_p", "min_p", "typical", "eta", "epsilon")],
      ({"sample": True, "consistent": True}, "consistent is for top_k and top_p")],
 )  # fmt: skip
 def test_what_excludes_each_other(given, says):
@@ -65,7 +66,8 @@ def test_what_excludes_each_other(given, says):
 @pytest.mark.parametrize(("name", "value"), [
     *[("temperature", value) for value in (0, -1, float("nan"), float("inf"))], *[("top_k", value) for value in (0, -1, 1.5)],
     *[(name, value) for name in ("top_p", "min_p", "typical") for value in (0, -1, 1.1, float("nan"))],
-    *[("eta", value) for value in (0, 1, float("nan"))], *[("repetition_penalty", value) for value in (0, -1, float("nan"))],
+    *[(name, value) for name in ("eta", "epsilon") for value in (0, 1, float("nan"))],
+    *[("repetition_penalty", value) for value in (0, -1, float("nan"))],
     *[(name, value) for name in ("frequency_penalty", "presence_penalty") for value in (float("nan"), float("inf"))],
     ("no_repeat_ngram", 0), ("dry", -1), ("dry", float("nan")),
 ])  # fmt: skip
@@ -75,9 +77,15 @@ def test_values_out_of_range_are_one_sentence_that_names_them(name, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in ("n", "beams") for value in ("4", None, 0, -1, 1.5, True)])
+def test_numbers_of_answers_and_beams_are_checked_at_once(name, value):
+    with pytest.raises(ConfigError, match=f"^{name} is .*allowed: a whole number, 1 or more"):
+        Settings(**{name: value})
+
+
 def test_what_a_search_refuses(machine):
     toy, prompts, limits = machine(5, seed=1), [(1,)], Limits(3)
-    bad = [({"beams": 0}, "beams is 0"), ({"n": 0}, "n is 0"), ({"beams": 2, "length_penalty": float("nan")}, "length_penalty is nan"),
+    bad = [({"beams": 2, "length_penalty": float("nan")}, "length_penalty is nan"),
            ({"contrastive_k": 0}, "contrastive_k is 0"),
            ({"contrastive_k": 2, "contrastive_alpha": 2}, "contrastive_alpha is 2")]  # fmt: skip
     for given, says in bad:

@@ -12,8 +12,11 @@ import torch
 
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Batch
+from fishpaw.decoding.constraints import Choices, Forced, Trie
+from fishpaw.decoding.copying import CopyOnly, CopyTags
 from fishpaw.decoding.limits import Limits
 from fishpaw.decoding.processors import Chain, StatefulProcessor, Temperature, TopK, TopP
+from fishpaw.decoding.repetition import RepetitionPenalty
 from fishpaw.decoding.sample import sample
 from fishpaw.decoding.search import beam, full, greedy, unbeatable
 from fishpaw.decoding.stepper import TransformerStepper
@@ -380,6 +383,24 @@ def test_what_is_proven_of_a_self_terminating_model(options, steps, surely, expe
 def test_what_is_proven_of_a_softmax(options, surely, expected):
     found = termination(None, Limits(64, ends=(END,)), **options)
     assert (found.steps, found.surely, found.expected) == (None, surely, expected) and "proven" in str(found) or surely
+
+
+def test_constraints_close_each_answer_within_max_new_and_messages_hold_no_address():
+    limits = Limits(9, ends=(0,))
+    closing = [Choices(Trie([[1, 2]]), limits=limits), CopyOnly([[1, 2]], n=2, limits=limits)]
+    for one in closing:
+        found = termination(None, limits, processors=[RepetitionPenalty(1.2), one, Temperature(2.0), TopK(2), Typical(0.9)])
+        assert found.steps == 9 and str(found).endswith(f"after 9 tokens at most: {one!r} closes each answer within max_new.")
+        assert termination(SelfTerminating(0, 0.5), limits, search="beam", processors=[one]).steps == 9
+        for others in ([one, RepetitionPenalty(1.2)], [one, print]):           # what is behind may ban the end
+            assert termination(None, limits, processors=others).steps is None
+        assert termination(None, Limits(8, ends=(0,)), processors=[one]).steps is None
+    tags = CopyTags([[1, 2]], lambda: torch.zeros(1, 3), limits=limits)      # never bans the end, but doesn't choose it either
+    assert termination(SelfTerminating(0, 0.5), limits, processors=[tags]).steps == 2
+    assert termination(None, limits, processors=[tags]).steps is None
+    for strange in (Forced([[1, 2]], limits=limits), lambda logits, tokens: logits, RepetitionPenalty(1.2)):
+        said = str(termination(SelfTerminating(0, 0.5), limits, processors=[strange]))
+        assert "to the end is not known" in said and "0x" not in said
 
 
 @pytest.mark.parametrize(("limits", "options", "said"), [

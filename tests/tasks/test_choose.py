@@ -134,6 +134,9 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(causal):
         ([], CHOICES, "no list of prompts"), ("好", CHOICES, "no list of prompts"), (PROMPTS, [], "no list of choices"),
         (PROMPTS, "好", "no list of choices"), (PROMPTS, ["好", ["坏"]], "texts and lists"), (PROMPTS, [["好"]], "1 lists.*3 prompts"),
         (PROMPTS, [["好"], [], ["坏"]], "Prompt 1 has no choice"), (PROMPTS, ["好", ""], "choice '' has no token"),
+        (["好"], ["坏", 3], "A choice is a int, not a string: 3"), (["好"], [3], "A choice is a int"),
+        (["好"], [["坏", 3]], "A choice is a int"),
+        ([3], CHOICES, "A prompt is a int"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_chosen_from_is_refused(causal, prompts, choices, said):

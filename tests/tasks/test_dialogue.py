@@ -50,6 +50,11 @@ def talker(*, max_length: int = 64, **changes: object) -> Dialogue:
     return task
 
 
+def unsaid(task: Dialogue) -> list[int]:
+    """Special tokens but the end, which no reply holds."""
+    return sorted(task.tokenizer.special_ids - {task.layout.end})
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Dialogue:
     torch.set_num_threads(1)
@@ -111,6 +116,7 @@ def test_a_reply_is_of_the_other_speaker(turns):
         ids, segments = list(one.ids), list(one.segments)
         while len(ids) < len(one) + 9 and (len(ids) == len(one) or ids[-1] != task.layout.end):
             logits = task.model(torch.tensor([ids]), segments=torch.tensor([segments])).logits[0, -1]
+            logits[unsaid(task)] = float("-inf")
             if len(ids) == len(one):
                 logits[task.layout.end] = float("-inf")              # a reply has a token at least
             ids.append(int(logits.argmax()))
@@ -144,7 +150,7 @@ def test_drawn_tokens_have_the_renormalised_probabilities_of_the_five_best():
     draws = 4000
     one = task.encode(TALK, max_new=1)
     logits = task.model(torch.tensor([one.ids]), segments=torch.tensor([one.segments])).logits[0, -1].detach()
-    logits[task.layout.end] = float("-inf")
+    logits[[task.layout.end, *unsaid(task)]] = float("-inf")
     best = logits.topk(5)
     (found,) = task.candidates([TALK], Settings(sample=True, top_k=5, n=draws), max_new=1, seed=1)
     counts = torch.tensor([sum(hypothesis.tokens[0] == token for hypothesis in found) for token in best.indices.tolist()])
@@ -173,6 +179,41 @@ def test_streamed_is_the_reply(settings):
     task = talker()
     pieces = list(task.stream(TALK, settings, max_new=12, seed=5))
     assert "".join(pieces) == task.reply(TALK, settings, max_new=12, seed=5)
+
+
+@pytest.mark.parametrize("settings", [GREEDY, Settings(sample=True), Settings(beams=3), Settings(contrastive_k=3)], ids=str)
+def test_no_special_token_is_a_reply(settings):
+    """A model that would say nothing but [PAD] and [CLS] says letters."""
+    task = talker()
+    with torch.no_grad():
+        task.model.heads["mlm"].bias[unsaid(task)] = 100.0
+    ((found, *_),) = task.candidates([TALK], settings, max_new=6, seed=2)
+    assert not set(found.tokens) & set(unsaid(task)) and task.writer.decode(found)
+    assert task.reply(TALK, settings, max_new=6, seed=2) == task.writer.decode(found)
+    task.template = "{{ messages[0].content }}"                      # a template's special tokens are its own
+    ((other, *_),) = task.candidates([TALK[:1]], settings, max_new=6, seed=2)
+    assert set(other.tokens) & set(unsaid(task))
+
+
+def test_a_fit_that_is_refused_leaves_the_template():
+    task = talker()
+    task.template, writer = TEMPLATE, task.writer
+    for wrong in ({"alone": 2.0}, {"speaker": 3}, {"dev": []}):
+        with pytest.raises((ConfigError, DataError)):
+            task.fit(TOY, **wrong)
+    with pytest.raises(DataError):
+        task.fit([])
+    assert task.template == TEMPLATE and task.writer is writer
+
+
+@pytest.mark.parametrize("kind", ["self_terminating", "non_monotone"])
+def test_a_head_with_an_ending_talks_but_is_not_trained_or_measured_as_a_softmax(kind):
+    task = talker()
+    task.model.set_heads([{"name": "lm", "ending": {"name": kind, "epsilon": 0.02, "end": task.layout.end}}])
+    assert task.reply(TALK, max_new=5)
+    for call in (lambda: task.fit(TOY), lambda: task.evaluate(TOY), lambda: log_probabilities(task.model, [task.encode(TALK)])):
+        with pytest.raises(ConfigError, match=r"has an ending \((SelfTerminating|NonMonotone)\).*losses\.termination"):
+            call()
 
 
 def test_replies_do_not_depend_on_what_stands_beside_them():

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fishpaw.contracts import Batch
+from fishpaw.decoding.constraints import Choices, Trie
+from fishpaw.decoding.copying import CopyOnly
 from fishpaw.decoding.limits import LONGEST, Limits
 from fishpaw.decoding.processors import Temperature, TopK, TopP
 from fishpaw.decoding.sample import sample, stream_sample
@@ -195,6 +197,43 @@ def test_batches_give_the_answers_of_one_by_one_in_order(writer, settings):
     if settings.beams == settings.n == 1:
         streamed = ["".join(writer.stream(text, settings, limits, seed=5, number=number)) for number, text in enumerate(TEXTS)]
         assert streamed == [group[0].text for group in alone]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("settings", [Settings(), Settings(beams=2, n=2), Settings(sample=True, n=2)], ids=named)
+def test_what_each_prompt_has_of_its_own_reaches_it(writer, settings, size):
+    """Above 1, TEXTS are answered in the order of their lengths; 27 of them are several windows."""
+    texts, limits = TEXTS * 3, writer.limits(6)
+    own = [writer.tokenizer.encode(text, special=False).ids for text in (*TEXTS[4:], *TEXTS, *TEXTS, *TEXTS[:4])]
+    for constraint in (Choices([Trie([ids[:4]]) for ids in own], limits=limits), CopyOnly([ids[-3:] for ids in own], n=1, limits=limits)):
+        for prompts in (texts, iter(texts)):
+            found = list(writer.answers(prompts, settings, limits, constraints=[constraint], batch_size=size, seed=1))
+            assert len(found) == len(texts)
+            for ids, group in zip(own, found, strict=True):
+                for one in group:
+                    said = list(one.hypothesis.content)
+                    assert one.hypothesis.closed
+                    assert said == ids[:4] if isinstance(constraint, Choices) else {*said} <= {*ids[-3:]}
+    if settings.n == 1:
+        assert "".join(writer.stream(texts[5], settings, limits, constraints=[constraint], number=5)) == found[5][0].text
+
+
+def test_a_constraint_for_another_number_of_prompts_is_refused(writer):
+    limits = writer.limits(6)
+    two = Choices([Trie([[7]]), Trie([[8]])], limits=limits)
+    for prompts in (TEXTS[:1], TEXTS[:3]):
+        with pytest.raises(ConfigError, match=rf"Choices\(2 tries\) is for 2 prompts, but there are {len(prompts)}"):
+            next(writer.answers(prompts, Settings(), limits, constraints=[two]))
+        with pytest.raises(ConfigError, match=rf"Choices\(2 tries\) is for 2 prompts, but there are {len(prompts)}"):
+            list(writer.answers(iter(prompts), Settings(), limits, constraints=[two]))
+
+
+def test_what_is_no_list_of_texts_is_refused(writer):
+    with pytest.raises(DataError, match="no list of prompts"):
+        list(writer.answers("今天", Settings(), writer.limits(3)))
+    for wrong in (3, None, b"a"):
+        with pytest.raises(DataError, match="not a string"):
+            list(writer.answers([wrong], Settings(), writer.limits(3)))
 
 
 def test_settings_are_the_searches_by_hand(writer):

@@ -17,6 +17,8 @@ from fishpaw.config import ModelConfig
 from fishpaw.contracts import Batch
 from fishpaw.data.collate import pad
 from fishpaw.data.pairs import Pair
+from fishpaw.decoding.copying import CopyOnly
+from fishpaw.decoding.limits import Limits
 from fishpaw.errors import CheckpointError, ConfigError, DataError
 from fishpaw.losses.generation import next_tokens, sparse_cross_entropy
 from fishpaw.model.transformer import Transformer
@@ -182,6 +184,41 @@ def test_more_beams_score_no_worse_and_processors_are_obeyed():
     endless = task.predict(text, processors=[without_end], progress=False)[0]
     assert not endless.ended and endless.score < greedy.score
     assert not task.predict(text, processors=[without_end], beams=3, max_new=1, progress=False)[0].ended
+
+
+def test_a_processor_of_each_text_stays_with_its_text():
+    """Short and long texts are sorted before they are batched; each is answered out of its own letters."""
+    task = sharp(make("unilm"))
+    texts = ["甲乙", "丙丁戊己庚", "辛", "乙丙丁"] * 3
+    sources = task.tokenizer.encode_batch(texts, special=False)
+
+    def copy(some: slice = slice(None)) -> CopyOnly:
+        return CopyOnly([one.ids for one in sources[some]], n=1, limits=Limits(max_new=7, ends=(task.tokenizer.eos_id,)))
+
+    alone = [task.predict([text], processors=[copy(slice(at, at + 1))], progress=False)[0] for at, text in enumerate(texts)]
+    assert all(set(answer.text) <= set(text) for answer, text in zip(alone, texts, strict=True)) and any(one.text for one in alone)
+    for beams, batch_size in ((1, 1), (1, 5), (3, 5), (1, 32)):
+        found = task.predict(texts, beams=beams, batch_size=batch_size, processors=[copy()], progress=False)
+        assert all(set(answer.text) <= set(text) for answer, text in zip(found, texts, strict=True))
+        if beams == 1:
+            assert [one.text for one in found] == [one.text for one in alone]
+    many = [text for text in texts for _ in range(2)]                # more than one window of 16 batches
+    each = CopyOnly([one.ids for one in task.tokenizer.encode_batch(many, special=False)], n=1, limits=copy().limits)
+    assert [one.text for one in task.stream(iter(many), batch_size=1, processors=[each])] == [one.text for one in alone for _ in range(2)]
+    for wrong in (texts[:3], texts * 2, iter(texts[:3]), iter(texts * 2)):
+        with pytest.raises(ConfigError, match="12"):
+            list(task.stream(wrong, processors=[copy()]))
+
+
+@pytest.mark.parametrize("name", ["self_terminating", "non_monotone"])
+def test_a_head_with_an_ending_writes_but_has_no_softmax_s_loss(name):
+    task, pairs = make("unilm"), turned(5)
+    task.model.set_heads([{"name": "lm", "ending": {"name": name, "epsilon": 0.02, "end": task.tokenizer.eos_id}}])
+    assert len(task.predict(["甲"], progress=False)) == 1
+    for call in (lambda: task.fit(pairs), lambda: task.fit(pairs, pairs, loss=sparse), lambda: task.evaluate(pairs)):
+        with pytest.raises(ConfigError, match=r"has an ending \(\w+\).*losses\.termination, or take a head without ending"):
+            call()
+    task.fit(pairs, loss=sparse, options=Options(steps=1), progress=False)     # a loss of one's own may know the ending
 
 
 # Cuts

@@ -261,3 +261,10 @@ def test_the_page_of_losses_runs_and_says_what_is_so() -> None:
     for block in re.findall(r"```python\n(.*?)```", page, re.S):
         exec(block, names)
         assert "count" not in names or names["count"].item() == (3 if "unilm" in block else 6)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["self_terminating", "non_monotone"])
+def test_a_head_with_an_ending_is_refused(name: str) -> None:
+    model = make("causal", heads=[{"name": "lm", "ending": {"name": name, "epsilon": 0.02, "end": 3}}])
+    with pytest.raises(ConfigError, match="has an ending"):
+        teaforn(model, read("causal")[0])

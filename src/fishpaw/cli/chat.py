@@ -25,8 +25,8 @@ _HELP = """/reset      begin a new conversation
 /help       this
 Ctrl-C ends a reply, Ctrl-D the program; a turn that begins with / is written with //."""
 
-Say = Callable[[list[str]], Iterator[str]]
-"""history, the last turn to be answered -> the reply, piece by piece"""
+Say = Callable[[list[str], int], Iterator[str]]
+"""(history, the last turn to be answered; which reply of the session it is, from 1) -> the reply, piece by piece"""
 
 
 def chat(
@@ -56,8 +56,10 @@ def chat(
     from fishpaw.tasks.dialogue import Dialogue
 
     draws = beams is None and contrastive_k is None
-    if rerank is not None and not draws:
-        raise ConfigError("--rerank is for replies that are drawn.", fix="Leave --beams and --contrastive-k out.")
+    drawing = {"rerank": rerank, "temperature": temperature, "top-k": top_k, "top-p": top_p, "min-p": min_p}
+    given = [name for name, value in drawing.items() if value is not None]
+    if given and not draws:
+        raise ConfigError(f"--{given[0]} is for replies that are drawn.", fix="Leave --beams and --contrastive-k out.")
     settings = Settings(
         sample=draws, beams=beams or 1, n=rerank or 1, contrastive_k=contrastive_k, temperature=temperature, top_p=top_p, min_p=min_p,
         top_k=5 if draws and (top_k, top_p, min_p) == (None, None, None) else top_k,
@@ -71,7 +73,7 @@ def chat(
     place = device_of(device)
     task = Dialogue.load(model, max_length=max_length, family=family, changes=changes_of(change))
     task.model.to(place)
-    say = _speaker(task, settings, max_new, backward, seed)
+    say = _speaker(task, settings, max_new, rerank, backward, seed)
     session = _Session(say, _told_of_cuts(task, max_new), as_json)
     if not talks:
         for line in texts_of(None, source, limit):
@@ -96,11 +98,12 @@ class _Session:
         self.say, self.notice, self.as_json = say, notice, as_json
         self.past: list[list[str]] = []
         self.turns: list[str] = []
+        self.asked = 0
         self.saved: set[Path] = set()
         self._open = ""
 
     def take(self, line: str) -> None:
-        """A line: a command, or a turn to answer. Errors leave the conversation as it was."""
+        """A line: a command, or a turn to answer. Errors leave the conversation as it was. To be silent is a reply: "" among the turns."""
         text = line.strip()
         if text.startswith("/") and not text.startswith("//"):
             self._command(*text.split(maxsplit=1))
@@ -109,14 +112,19 @@ class _Session:
 
     def stop(self) -> None:
         """A reply was interrupted: what there is of it stands; of nothing, its question doesn't either."""
-        self._close()
+        if len(self.turns) % 2:                                      # a turn without a reply yet
+            if reply := self._open.strip():
+                self.turns.append(reply)
+            else:
+                self.turns.pop()
 
     def _answer(self, text: str) -> None:
         self.turns.append(text)
+        self.asked += 1
         self._open = ""
         try:
             self.notice(self.turns)
-            for piece in self.say(list(self.turns)):
+            for piece in self.say(list(self.turns), self.asked):
                 self._open += piece
                 if not self.as_json:
                     write(piece, end="")
@@ -127,15 +135,9 @@ class _Session:
             write_json({"said": text, "reply": self._open, "turn": len(self.turns) + 1})
         else:
             write("")
-        self._close()
-
-    def _close(self) -> None:
-        if len(self.turns) % 2:                                      # a turn without a reply yet
-            if reply := self._open.strip():
-                self.turns.append(reply)
-            else:
-                self.turns.pop()
-        self._open = ""
+        self.turns.append(self._open.strip())
+        if not self.turns[-1]:
+            tell("fishpaw: the model says nothing to this; your turn stands, /undo takes it back")
 
     def _command(self, name: str, rest: str = "") -> None:
         match name, rest.strip():
@@ -159,7 +161,7 @@ class _Session:
 
         if file not in self.saved and (file.exists() or file.is_symlink()):
             raise DataError(f"{file}: is there already.", fix="Choose another name.")
-        found = [one for one in (*self.past, self.turns) if one]
+        found = [_spoken(one) for one in (*self.past, self.turns) if one]
         if not found:
             raise DataError("Nothing has been said yet.", fix="Talk first.")
         write_atomic(file, "".join(json.dumps({"turns": one}, ensure_ascii=False) + "\n" for one in found))
@@ -167,27 +169,38 @@ class _Session:
         tell(f"fishpaw: {len(found)} conversation{'s' * (len(found) > 1)} in {file}")
 
 
+def _spoken(turns: list[str]) -> list[str]:
+    """Turns that no file of conversations refuses: what the user said on both sides of a silence is one turn, on two lines."""
+    found: list[str] = []
+    for place, turn in enumerate(turns):
+        if turn and place % 2 != len(found) % 2:
+            found[-1] += f"\n{turn}"
+        elif turn:
+            found.append(turn)
+    return found
+
+
 def _terminal() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
-def _speaker(task: Dialogue, settings: Settings, max_new: int, backward: str | None, seed: int) -> Say:
-    """How this session's replies are found: told as they come, or, of beams and of several, whole. The n-th turn draws its own numbers."""
+def _speaker(task: Dialogue, settings: Settings, max_new: int, rerank: int | None, backward: str | None, seed: int) -> Say:
+    """How this session's replies are found: told as they come, or, of beams and of several, whole. Each reply draws its own numbers."""
     from fishpaw.tasks.dialogue import Dialogue
     from fishpaw.tasks.rerank import Backward, Mutual
 
     task.limits(max_new)                                             # wrong bounds are told before the first turn
-    if (settings.beams, settings.n) == (1, 1):
-        return lambda turns: task.stream(turns, settings, max_new=max_new, seed=seed + len(turns))
+    if settings.beams == 1 and rerank is None:
+        return lambda turns, number: task.stream(turns, settings, max_new=max_new, seed=seed + number)
     rank: Rank | None = None
-    if settings.n > 1:
+    if rerank is not None:
         if task.template is not None:
             raise ConfigError("Replies through a chat template are not re-ranked.", fix="Leave --rerank out.")
         other = None if backward is None else Dialogue.load(backward)
         if other is not None:
             other.model.to(task.model.table.device)
         rank = Mutual() if other is None else Backward(other)
-    return lambda turns: iter([task.reply(turns, settings, max_new=max_new, rank=rank, seed=seed + len(turns))])
+    return lambda turns, number: iter([task.reply(turns, settings, max_new=max_new, rank=rank, seed=seed + number)])
 
 
 def _told_of_cuts(task: Dialogue, max_new: int) -> Callable[[list[str]], None]:

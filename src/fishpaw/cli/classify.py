@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,8 +27,9 @@ from fishpaw.cli.arguments import (
     source_of,
     with_parts,
 )
+from fishpaw.cli.training import run
 from fishpaw.errors import ConfigError, DataError
-from fishpaw.terminal import beside_a_bar, decoded, leave, tell, write, write_figures, write_json
+from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
@@ -101,25 +103,8 @@ def train_classify(
     task.model.to(place)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     tell(f"fishpaw: {len(examples)} examples, {len(names)} labels ({shown}), on {place}; log: {out / 'log.jsonl'}")
-    say = beside_a_bar(tell)
-    stopped_at: list[int] = []
-
-    def report(record: dict[str, Any]) -> None:
-        if record["event"] == "stop":
-            stopped_at.append(record["step"])
-        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else curve(record):
-            say(line)
-
-    try:
-        result = task.fit(examples, held_out, options=options, out=out, resume=not restart, report=report)
-    except KeyboardInterrupt:
-        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
-        leave(130)
-    if result.resumed_from == result.step:
-        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
-    figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
-               "seconds": result.seconds, "model": str(out / "model")}
-    write_figures(figures, as_json)
+    fit = partial(task.fit, examples, held_out, options=options, out=out, resume=not restart)
+    run(fit, curve, out, as_json)
 
 
 def evaluate_classify(

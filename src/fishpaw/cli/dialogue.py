@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Model, Seed, changes_of, check_out, device_of, source_of
+from fishpaw.cli.training import run
 from fishpaw.errors import ConfigError, DataError
-from fishpaw.terminal import beside_a_bar, leave, tell, write_figures
+from fishpaw.terminal import tell, write_figures
 
 if TYPE_CHECKING:
     from fishpaw.data.conversations import Conversation
@@ -50,9 +52,11 @@ def train_dialogue(
     as_json: Json = False,
 ) -> None:
     """Train a model to talk: lines {"turns": ["…", "…"]} or question<TAB>answer. The same command again goes on where a stopped run was."""
+    from fishpaw.decoding.limits import check_real
     from fishpaw.tasks.dialogue import Dialogue, small
     from fishpaw.train.options import Options
 
+    check_real("--alone", alone, "0 to 1", lambda value: 0 <= value <= 1)
     if data == dev == "-":
         raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
     options = Options(
@@ -80,25 +84,8 @@ def train_dialogue(
     task.model.to(place)
     turns = sum(len(one.turns) for one in train)
     tell(f"fishpaw: {len(train)} conversations of {turns} turns, on {place}; log: {out / 'log.jsonl'}")
-    say = beside_a_bar(tell)
-    stopped_at: list[int] = []
-
-    def report(record: dict[str, Any]) -> None:
-        if record["event"] == "stop":
-            stopped_at.append(record["step"])
-        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else _curve(record):
-            say(line)
-
-    try:
-        result = task.fit(train, held_out, options=options, out=out, speaker=speaker, alone=alone, resume=not restart, report=report)
-    except KeyboardInterrupt:
-        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
-        leave(130)
-    if result.resumed_from == result.step:
-        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
-    figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
-               "seconds": result.seconds, "model": str(out / "model")}
-    write_figures(figures, as_json)
+    fit = partial(task.fit, train, held_out, options=options, out=out, speaker=speaker, alone=alone, resume=not restart)
+    run(fit, _curve, out, as_json)
 
 
 def evaluate_dialogue(

@@ -16,7 +16,9 @@ from fishpaw.terminal import decoded, tell, write, write_json
 
 if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
+    from fishpaw.tasks.choose import Calibration
     from fishpaw.tasks.generate import Generate
+    from fishpaw.tasks.shots import Shot
     from fishpaw.text.encoding import Encoding
 
 __all__ = ["generate"]
@@ -37,8 +39,8 @@ def generate(
     text: Annotated[str | None, typer.Argument(help="The prompt; default: the lines of --data.")] = None,
     data: Lines = None,
     mask: Annotated[str | None, typer.Option(help="causal or unilm, for a model that was saved with another mask.")] = None,
-    max_new: Annotated[int, typer.Option(help="Tokens at most. Where positions are limited, a prompt loses "
-                                                "its beginning until so many fit; a line at the end says how many did.")] = 64,
+    max_new: Annotated[int | None, typer.Option(help="Tokens at most, default 64. Where positions are limited, a prompt loses "
+                                                "its beginning until so many fit; a line at the end says how many did.")] = None,
     min_new: Annotated[int, typer.Option(help="Tokens at least.")] = 0,
     n: Annotated[int, typer.Option(help="Answers a prompt.")] = 1,
     stream: Annotated[bool, typer.Option("--stream", help="Print each piece as it comes (one answer a prompt, no beams).")] = False,
@@ -56,6 +58,7 @@ def generate(
     min_p: Annotated[float | None, _option("From tokens with this share of the best one's probability, such as 0.05.", _SAMPLING)] = None,
     typical: Annotated[float | None, _option("From tokens about as surprising as expected, of this probability in all.", _SAMPLING)] = None,
     eta: Annotated[float | None, _option("From tokens above a threshold that falls with entropy, 0.001 for example.", _SAMPLING)] = None,
+    epsilon: Annotated[float | None, _option("From tokens of this probability or more, 0.0005 for example.", _SAMPLING)] = None,
     repetition_penalty: Annotated[float | None, _option("Divides logits of tokens that were there, 1.2 for example.", _REPETITION)] = None,
     frequency_penalty: Annotated[float | None, _option("Subtracted for each time that a token was generated.", _REPETITION)] = None,
     presence_penalty: Annotated[float | None, _option("Subtracted if a token was generated.", _REPETITION)] = None,
@@ -65,6 +68,8 @@ def generate(
     stop: Annotated[list[str] | None, _option("End before this text; may be given several times.", _FORM)] = None,
     regex: Annotated[str | None, _option("An expression that the whole answer matches.", _FORM)] = None,
     choices: Annotated[str | None, _option("Answers with commas between them: the likeliest is printed.", _FORM)] = None,
+    calibrate: Annotated[str | None, _option("What is compared of --choices: mean (default), log p a token; sum, log p, which favours "
+                                             "short ones; contextual, against what follows --shots without a text.", _FORM)] = None,
     shots: Annotated[Path | None, _option("Examples to show before each text: input TAB output a line, or JSON lines.", _FORM)] = None,
     change: Changes = None,
     seed: Seed = 0,
@@ -87,47 +92,55 @@ def generate(
         raise ConfigError("--stream prints one answer as it comes: no --beams, --n or --json.", fix="Leave them out.")
     settings = Settings(
         sample=sample, beams=beams, n=n, length_penalty=length_penalty, contrastive_k=contrastive_k, contrastive_alpha=contrastive_alpha,
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical=typical, eta=eta, consistent=consistent,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical=typical, eta=eta, epsilon=epsilon, consistent=consistent,
         repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
         no_repeat_ngram=no_repeat_ngram, dry=dry,
     )  # fmt: skip
-    if choices is not None and (settings != Settings() or stream or stop or regex is not None or loop_stop):
-        raise ConfigError("--choices are scored, not searched for.", fix="Leave out what is said of a search, of stops and of a form.")
+    searched = settings != Settings() or stream or stop or regex is not None or loop_stop or max_new is not None or min_new
+    if choices is not None and searched:
+        raise ConfigError("--choices are scored, not searched for.", fix="Leave out what is said of a search, stops, lengths and a form.")
+    if choices is None and calibrate is not None:
+        raise ConfigError("--calibrate is for --choices.", fix="Add them, or leave it out.")
+    given = None if choices is None else _answers(choices)
     if text is not None and not text.strip():
         raise ConfigError("The prompt is empty.", fix="Give a text to continue or to answer.")
     source = source_of(text, data)
     together = batch_size or (1 if source in ("", "-") else TOGETHER)
     examples = [] if shots is None else read_shots(shots)
+    calibration = _calibration(calibrate or "mean", examples)
     loaded, tokenizer = load(model, mask=mask, changes=changes_of(change))
     loaded.to(device_of(device))
     line_id = getattr(tokenizer, "line_id", None) if examples else None      # after examples of a line each, an answer is a line
     writer = Generate(loaded, tokenizer, ends=None if line_id is None else (line_id,))
-    limits = writer.limits(max_new, min_new)
+    limits = writer.limits(64 if max_new is None else max_new, min_new)
     words = [*map(decoded, stop or []), *(["\n"] if examples and line_id is None else [])]
     stops: list[Any] = [*([StopStrings(tokenizer, words)] if words else []), *([LoopDetector()] if loop_stop else [])]
     constraints = [] if regex is None else [Pattern(decoded(regex), tokenizer, limits=limits)]
-    if choices is None and (proven := writer.termination(settings, limits, constraints)) is not None:
+    if given is None and (proven := writer.termination(settings, limits, constraints)) is not None:
         tell(f"fishpaw: {proven}")
     asked: deque[LabelledText] = deque()                         # read, and not yet answered
 
     def texts() -> Iterator[str]:
         for line in texts_of(text, source, limit):
             asked.append(line)
-            yield few_shot(examples, line.text) if examples else line.text
+            with located(line):
+                shown = few_shot(examples, line.text) if examples else line.text
+            yield shown
 
     def prompts() -> Iterator[Encoding]:
         for one in texts():
             with located(asked[-1]):
-                prompt = writer.prompt(one, max_new=max_new)
+                prompt = writer.prompt(one, max_new=limits.max_new)
             yield prompt
 
-    if choices is not None:
-        _choose(writer, texts(), [one.strip() for one in decoded(choices).split(",")], together, asked, as_json)
+    if given is not None:
+        _choose(writer, texts(), given, calibration, together, asked, as_json)
     elif stream:
         for number, prompt in enumerate(prompts()):
             for piece in writer.stream(prompt, settings, limits, constraints=constraints, stops=stops, seed=seed, number=number):
                 write(piece, end="")
             write("")
+            asked.popleft()
     else:
         for answers in writer.answers(prompts(), settings, limits, constraints=constraints, stops=stops, batch_size=together, seed=seed):
             line = asked.popleft()
@@ -142,11 +155,37 @@ def generate(
              "--max-new included")  # fmt: skip
 
 
-def _choose(writer: Generate, texts: Iterator[str], choices: list[str], together: int, asked: deque[LabelledText], as_json: bool) -> None:
+def _answers(choices: str) -> list[str]:
+    """The answers of --choices, each once."""
+    found = [one.strip() for one in decoded(choices).split(",")]
+    if not all(found) or len(set(found)) < len(found):
+        wrong = "an answer is empty" if not all(found) else f"{next(one for one in found if found.count(one) > 1)} is given twice"
+        raise ConfigError(f"--choices {decoded(choices)}: {wrong}.", fix="Give each answer once, with commas between them.")
+    return found
+
+
+def _calibration(name: str, examples: list[Shot]) -> Calibration:
+    from fishpaw.tasks.choose import Contextual, Mean, Sum
+    from fishpaw.tasks.shots import few_shot
+
+    match name:
+        case "mean":
+            return Mean()
+        case "sum":
+            return Sum()
+        case "contextual" if examples:
+            return Contextual(tuple(few_shot(examples, text) for text in ("N/A", "[MASK]", "")))     # arXiv:2102.09690, section 5
+        case "contextual":
+            raise ConfigError("--calibrate contextual asks after the examples alone, but there are none.", fix="Add --shots.")
+    raise ConfigError(f"--calibrate {name} is no calibration.", fix="Choose mean, sum or contextual.")
+
+
+def _choose(writer: Generate, texts: Iterator[str], choices: list[str], calibration: Calibration, together: int,
+            asked: deque[LabelledText], as_json: bool) -> None:
     from fishpaw.tasks.choose import choose
 
     while some := list(islice(texts, together)):
-        for found in choose(writer, some, choices, batch_size=together):
+        for found in choose(writer, some, choices, calibrate=calibration, batch_size=together):
             line = asked.popleft()
             if as_json:
                 write_json({"prompt": line.text, "text": found.text, "probabilities": dict(zip(choices, found.probabilities, strict=True))})

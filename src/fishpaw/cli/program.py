@@ -21,6 +21,7 @@ from fishpaw.cli.fill import fill
 from fishpaw.cli.generate import generate
 from fishpaw.cli.models import convert, export_onnx
 from fishpaw.cli.seq2seq import evaluate_seq2seq, predict_seq2seq, train_seq2seq
+from fishpaw.cli.shuffle import shuffle
 from fishpaw.errors import FishpawError
 from fishpaw.terminal import beside_a_bar, in_options, leave, show_warning, tell, write, write_json
 
@@ -97,7 +98,7 @@ def _group(verb: str, about: str, **tasks: Callable[..., None]) -> None:
 app = typer.Typer(name="fishpaw", cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
                   help=program.__doc__)
 app.callback(invoke_without_command=True)(program)
-for _verb in (demo, doctor, fill, generate, chat, convert):
+for _verb in (demo, doctor, fill, generate, chat, convert, shuffle):
     app.command()(_verb)
 _group("train", "Train a task.", classify=train_classify, dialogue=train_dialogue, seq2seq=train_seq2seq)
 _group("evaluate", "Measure a trained task on labelled examples.", classify=evaluate_classify, dialogue=evaluate_dialogue,

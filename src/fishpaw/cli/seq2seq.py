@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Lines, Model, Seed, changes_of, check_out, device_of, source_of
+from fishpaw.cli.training import run
 from fishpaw.errors import ConfigError, DataError
-from fishpaw.terminal import beside_a_bar, decoded, leave, tell, write, write_figures, write_json
+from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
     from fishpaw.data.pairs import Fields, Pair
@@ -61,7 +63,6 @@ def train_seq2seq(
     as_json: Json = False,
 ) -> None:
     """Train on source<TAB>target lines: titles, summaries, answers. The same command again goes on where a stopped run was."""
-    from fishpaw.demo import curve
     from fishpaw.tasks.classify import small
     from fishpaw.tasks.seq2seq import Seq2Seq
     from fishpaw.train.options import Options
@@ -97,34 +98,18 @@ def train_seq2seq(
         task = Seq2Seq.load(model, max_length=max_length, max_new=max_new, family=family, changes=changes)
     task.model.to(place)
     tell(f"fishpaw: {len(pairs)} examples, on {place}; log: {out / 'log.jsonl'}")
-    say = beside_a_bar(tell)
-    stopped_at: list[int] = []
-
-    def report(record: dict[str, Any]) -> None:
-        if record["event"] == "stop":
-            stopped_at.append(record["step"])
-        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else curve(record):
-            say(line + "".join(f"  dev {name} {record[name]:.3f}" for name in ("loss", "rouge", "bleu", "exact") if name in record))
-
-    try:
-        result = task.fit(pairs, held_out, options=options, out=out, monitor=monitors[monitor], resume=not restart, report=report)
-    except KeyboardInterrupt:
-        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
-        leave(130)
-    if result.resumed_from == result.step:
-        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
-    figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
-               "seconds": result.seconds, "model": str(out / "model")}
-    write_figures(figures, as_json)
+    fit = partial(task.fit, pairs, held_out, options=options, out=out, monitor=monitors[monitor], resume=not restart)
+    run(fit, _curve, out, as_json)
 
 
 def evaluate_seq2seq(
     model: Model, data: Data, fields: Names = None, beams: Beams = 1, length_penalty: Penalty = None, max_new: New = None,
     batch_size: Texts = 32, device: Device = "auto", limit: Limit = None, as_json: Json = False,
 ) -> None:
-    """Loss, and of what is written ROUGE, BLEU (of characters in lower case, without blanks) and the share that is right throughout."""
+    """Loss, and of what is written ROUGE, BLEU (of characters in lower case, without blanks) and the share that is right throughout.
+    --max-new cuts the targets of the loss, too."""
     _check_penalty(beams, length_penalty)
-    pairs, task = _pairs(data, _fields(fields), limit=limit), _task(model, device)
+    pairs, task = _pairs(data, _fields(fields), limit=limit), _task(model, device, max_new)
     write_figures(task.evaluate(pairs, beams=beams, length_penalty=length_penalty or 0.0, max_new=max_new, batch_size=batch_size), as_json)
 
 
@@ -148,8 +133,8 @@ def predict_seq2seq(
 
     _check_penalty(beams, length_penalty)
     source = source_of(text, data)
-    names, task = _fields(fields), _task(model, device)
-    given: Iterator[Pair] = iter([Pair(decoded(text))]) if text is not None else islice(read_sources(source, fields=names), limit)
+    names, task = _fields(fields), _task(model, device, max_new)
+    given: Iterator[Pair] = islice(read_sources(source, fields=names), limit) if source else iter([Pair(decoded(text or ""))])
     size = 1 if source == "-" and sys.stdin.isatty() else 16 * batch_size          # who types wants to see each answer
     with bar(given, False if sys.stdout is None or sys.stdout.isatty() else None) as done:
         while chunk := list(islice(given, size)):
@@ -187,10 +172,18 @@ def _check_penalty(beams: int, length_penalty: float | None) -> None:
         raise ConfigError("--length-penalty is for the beam search.", fix="Add --beams 4, for example.")
 
 
-def _task(model: str, device: str) -> Seq2Seq:
+def _task(model: str, device: str, max_new: int | None) -> Seq2Seq:
+    """max_new counts here, too: a model with few positions has room for fewer tokens than a task has by default."""
     from fishpaw.tasks.seq2seq import Seq2Seq
 
     place = device_of(device)
-    task = Seq2Seq.load(model)
+    task = Seq2Seq.load(model, max_new=None if max_new is None else max(2, max_new))
     task.model.to(place)
     return task
+
+
+def _curve(record: dict[str, Any]) -> str | None:
+    from fishpaw.demo import curve
+
+    line = curve(record)
+    return line and line + "".join(f"  dev {name} {record[name]:.3f}" for name in ("loss", "rouge", "bleu", "exact") if name in record)

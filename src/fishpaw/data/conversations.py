@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fishpaw.data.labelled import Format, format_of
-from fishpaw.data.records import Budget, Line, parse_object, read_lines, rows_of_csv, rows_of_tsv
+from fishpaw.data.labelled import Format, lines_of
+from fishpaw.data.records import Budget, Line, mended, parse_object, rows_of_csv, rows_of_tsv
 from fishpaw.errors import DataError
 
 __all__ = ["Conversation", "read_conversations"]
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _SHAPE = 'Write {"turns": ["…", "…"]} or ["…", "…"] on each line.'
 
 
@@ -42,25 +39,18 @@ def read_conversations(
     format: None: by the suffix; for "-" (standard input) jsonl if its first line begins with "{" or "[", else txt. skip_bad: see
     data/records. Raises DataError that names file and line.
     """
-    if not isinstance(skip_bad, Budget):
-        with Budget(skip_bad).told() as budget:
-            yield from read_conversations(path, format=format, skip_bad=budget, least=least)
-        return
-    lines: Iterator[Line] = read_lines(path, skip_bad=skip_bad)
-    if format is None and str(path) == "-":
-        first = list(itertools.islice(lines, 1))
-        lines = itertools.chain(first, lines)
-        format = "jsonl" if first and first[0].text.lstrip().startswith(("{", "[")) else "txt"
-    for line, turns in _parsed(lines, format or format_of(path), skip_bad):
-        try:
-            conversation = Conversation(tuple(_turn(turn, number, line) for number, turn in enumerate(turns)), line.file, line.line)
-            if len(turns) < least:
-                few = f"{len(turns)} turn{'s' * (len(turns) != 1)}"
-                raise DataError(f"{line.file}, line {line.line}: {few} in a conversation.", fix=f"Give {least} or more.")
-        except DataError as error:
-            skip_bad.spend(error)
-            continue
-        yield conversation
+    with Budget.of(skip_bad) as budget:
+        found, lines = lines_of(path, format, budget, json=("{", "["))
+        for line, turns in _parsed(lines, found, budget):
+            try:
+                conversation = Conversation(tuple(_turn(turn, number, line) for number, turn in enumerate(turns)), line.file, line.line)
+                if len(turns) < least:
+                    few = f"{len(turns)} turn{'s' * (len(turns) != 1)}"
+                    raise DataError(f"{line.file}, line {line.line}: {few} in a conversation.", fix=f"Give {least} or more.")
+            except DataError as error:
+                budget.spend(error)
+                continue
+            yield conversation
 
 
 def _parsed(lines: Iterable[Line], format: Format, budget: Budget) -> Iterator[tuple[Line, list[object]]]:
@@ -103,4 +93,4 @@ def _turn(value: object, number: int, line: Line) -> str:
         raise DataError(f"{where} is {json.dumps(value, ensure_ascii=False)[:80]}.", fix="Give each turn as a string.")
     if not value.strip():
         raise DataError(f"{where} is blank.", fix="Leave it out, or join its neighbours.")
-    return _SURROGATES.sub("\ufffd", value.strip())                  # JSON can spell half a pair, which no file of text can hold
+    return mended(value.strip())

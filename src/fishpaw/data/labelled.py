@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fishpaw.data.records import Budget, Line, Row, parse_object, read_lines, rows_of_csv, rows_of_tsv
+from fishpaw.data.records import Budget, Line, Row, mended, parse_object, read_lines, rows_of_csv, rows_of_tsv
 from fishpaw.errors import DataError
 
-__all__ = ["Format", "LabelledText", "format_of", "read_labelled", "read_texts"]
+__all__ = ["Format", "LabelledText", "format_of", "lines_of", "read_labelled", "read_texts"]
 
 Format = Literal["jsonl", "tsv", "csv", "txt"]
 
@@ -22,7 +21,6 @@ _SUFFIXES: dict[str, Format] = {
 }  # fmt: skip
 _TEXT, _PAIR, _LABEL = ("text", "text_a", "sentence", "sentence1"), ("pair", "text_b", "sentence2"), ("label", "labels")
 _WEAK = ("review", "content", "title")                            # the text, if nothing else is: often columns beside it
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,16 @@ def format_of(path: str | Path) -> Format:
     if suffix and suffix not in _SUFFIXES:
         raise DataError(f"{path}: {suffix} is no known kind of file.", fix=f"Use {', '.join(_SUFFIXES)}, each also with .gz.")
     return _SUFFIXES.get(suffix, "txt")
+
+
+def lines_of(path: str | Path, format: Format | None, budget: Budget, *, json: tuple[str, ...] = ("{",)) -> tuple[Format, Iterator[Line]]:
+    """The lines of a file and their format: the one given, or by the suffix; of "-" jsonl if the first line begins as `json` says, else
+    txt."""
+    lines = read_lines(path, skip_bad=budget)
+    if format is not None or str(path) != "-":
+        return format or format_of(path), lines
+    first = list(itertools.islice(lines, 1))
+    return "jsonl" if first and first[0].text.lstrip().startswith(json) else "txt", itertools.chain(first, lines)
 
 
 def read_labelled(path: str | Path, *, format: Format | None = None, skip_bad: int | Budget = 0) -> Iterator[LabelledText]:
@@ -66,25 +74,18 @@ def read_texts(path: str | Path, *, format: Format | None = None, skip_bad: int 
 
 
 def _read(path: str | Path, format: Format | None, skip_bad: int | Budget, *, labelled: bool) -> Iterator[LabelledText]:
-    if not isinstance(skip_bad, Budget):
-        with Budget(skip_bad).told() as budget:
-            yield from _read(path, format, budget, labelled=labelled)
-        return
-    lines: Iterator[Line] = read_lines(path, skip_bad=skip_bad)
-    if format is None and str(path) == "-":
-        first = list(itertools.islice(lines, 1))
-        lines = itertools.chain(first, lines)
-        format = "jsonl" if first and first[0].text.lstrip().startswith("{") else "txt"
-    match format or format_of(path):
-        case "jsonl":
-            yield from _from_json(lines, skip_bad, labelled)
-        case "csv":
-            yield from _from_rows(rows_of_csv(lines, skip_bad), skip_bad, labelled)
-        case "txt" if not labelled:
-            rows = (Row(line.file, line.line, tuple(line.text.split("\t"))) for line in lines)
-            yield from _from_rows(rows, skip_bad, labelled)
-        case _:
-            yield from _from_rows(rows_of_tsv(lines), skip_bad, labelled)
+    with Budget.of(skip_bad) as budget:
+        found, lines = lines_of(path, format, budget)
+        match found:
+            case "jsonl":
+                yield from _from_json(lines, budget, labelled)
+            case "csv":
+                yield from _from_rows(rows_of_csv(lines, budget), budget, labelled)
+            case "txt" if not labelled:
+                rows = (Row(line.file, line.line, tuple(line.text.split("\t"))) for line in lines)
+                yield from _from_rows(rows, budget, labelled)
+            case _:
+                yield from _from_rows(rows_of_tsv(lines), budget, labelled)
 
 
 def _from_json(lines: Iterable[Line], budget: Budget, labelled: bool) -> Iterator[LabelledText]:
@@ -181,12 +182,12 @@ def _one_of(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str |
 def _text(value: object, where: str, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {name!r} is {json.dumps(value, ensure_ascii=False)[:80]}.", fix="Give a string.")
-    return _SURROGATES.sub("\ufffd", value)                        # JSON can spell half a pair, which no file of text can hold
+    return mended(value)
 
 
 def _label(value: object, where: str, name: str) -> str:
     if isinstance(value, str) and value.strip():
-        return _SURROGATES.sub("\ufffd", value.strip())
+        return mended(value.strip())
     if isinstance(value, int):
         return json.dumps(value)
     said = "is empty" if isinstance(value, str) else f"holds {json.dumps(value, ensure_ascii=False)[:80]}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fishpaw.data.labelled import Format, format_of
-from fishpaw.data.records import Budget, Line, Row, parse_object, read_lines, rows_of_csv, rows_of_tsv
+from fishpaw.data.labelled import Format, lines_of
+from fishpaw.data.records import Budget, Line, Row, mended, parse_object, rows_of_csv, rows_of_tsv
 from fishpaw.errors import DataError
 
 __all__ = ["Fields", "Pair", "read_pairs", "read_sources"]
@@ -20,7 +18,6 @@ Fields = tuple[str, str]
 """The names of the source and of the target, in JSON or in the first row of a table."""
 
 _SOURCES, _TARGETS = ("source", "text", "content", "question"), ("target", "title", "summary", "answer")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +52,17 @@ def read_sources(
 
 
 def _read(path: str | Path, format: Format | None, fields: Fields | None, skip_bad: int | Budget, *, whole: bool) -> Iterator[Pair]:
-    if not isinstance(skip_bad, Budget):
-        with Budget(skip_bad).told() as budget:
-            yield from _read(path, format, fields, budget, whole=whole)
-        return
-    lines: Iterator[Line] = read_lines(path, skip_bad=skip_bad)
-    if format is None and str(path) == "-":
-        first = list(itertools.islice(lines, 1))
-        lines = itertools.chain(first, lines)
-        format = "jsonl" if first and first[0].text.lstrip().startswith("{") else "txt"
-    match format or format_of(path):
-        case "jsonl":
-            yield from _from_json(lines, fields, skip_bad, whole)
-        case "csv":
-            yield from _from_rows(rows_of_csv(lines, skip_bad), fields, skip_bad, whole)
-        case "txt" if not whole and fields is None:
-            yield from _from_rows((Row(one.file, one.line, tuple(one.text.split("\t"))) for one in lines), fields, skip_bad, whole)
-        case _:
-            yield from _from_rows(rows_of_tsv(lines), fields, skip_bad, whole)
+    with Budget.of(skip_bad) as budget:
+        found, lines = lines_of(path, format, budget)
+        match found:
+            case "jsonl":
+                yield from _from_json(lines, fields, budget, whole)
+            case "csv":
+                yield from _from_rows(rows_of_csv(lines, budget), fields, budget, whole)
+            case "txt" if not whole and fields is None:
+                yield from _from_rows((Row(one.file, one.line, tuple(one.text.split("\t"))) for one in lines), fields, budget, whole)
+            case _:
+                yield from _from_rows(rows_of_tsv(lines), fields, budget, whole)
 
 
 def _from_json(lines: Iterable[Line], fields: Fields | None, budget: Budget, whole: bool) -> Iterator[Pair]:
@@ -157,4 +147,4 @@ def _text(values: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
     value = values[found[0]]
     if not isinstance(value, str):
         raise DataError(f"{where}: {found[0]!r} is {json.dumps(value, ensure_ascii=False)[:80]}.", fix="Give a string.")
-    return _SURROGATES.sub("\ufffd", value)                        # JSON can spell half a pair, which no file of text can hold
+    return mended(value)

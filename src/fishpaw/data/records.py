@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 import warnings
 import zlib
@@ -20,8 +21,11 @@ from typing import Any, BinaryIO
 from fishpaw.errors import DataError
 
 __all__ = [
-    "Budget", "Line", "Record", "Row", "parse_object", "read_csv", "read_jsonl", "read_lines", "read_tsv", "rows_of_csv", "rows_of_tsv",
+    "Budget", "Line", "Record", "Row", "mended", "parse_object", "read_csv", "read_jsonl", "read_lines", "read_tsv", "rows_of_csv",
+    "rows_of_tsv",
 ]  # fmt: skip
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,14 @@ class Budget:
         self.spent += 1
         self.first = self.first or error
 
+    @classmethod
     @contextmanager
-    def told(self) -> Iterator[Budget]:
-        """Warn on leaving, if anything was left out: how many, and the first."""
-        yield self
-        if self.first is not None:
-            warnings.warn(f"{self.spent} bad records left out; the first: {self.first.what}", stacklevel=4)
+    def of(cls, allowed: int | Budget) -> Iterator[Budget]:
+        """A budget as it is; of a number a new one, which warns on leaving, if anything was left out: how many, and the first."""
+        budget = allowed if isinstance(allowed, Budget) else cls(allowed)
+        yield budget
+        if budget is not allowed and budget.first is not None:
+            warnings.warn(f"{budget.spent} bad records left out; the first: {budget.first.what}", stacklevel=4)
 
 
 def read_lines(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Line]:
@@ -80,12 +86,8 @@ def read_lines(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Line
     skip_bad: that many bad lines are left out (a warning at the end says how many, and the first of them); one more is an error.
     A Budget instead gives no warning: ask it yourself. Raises DataError that names file and line: not UTF-8, damaged gzip, no such file.
     """
-    if not isinstance(skip_bad, Budget):
-        with Budget(skip_bad).told() as budget:
-            yield from read_lines(path, skip_bad=budget)
-        return
     name, number = "standard input" if str(path) == "-" else str(path), 0
-    with _opened(path) as file:
+    with Budget.of(skip_bad) as budget, _opened(path) as file:
         while True:
             try:
                 raw = file.readline()
@@ -102,41 +104,32 @@ def read_lines(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Line
                 yield Line(name, number, text.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8"))
             except UnicodeDecodeError as error:
                 what = f"{name}, line {number}: not UTF-8 (byte {error.start + 1} is 0x{text[error.start]:02x})."
-                skip_bad.spend(DataError(what, fix="Convert it first, e.g. iconv -f gb18030 -t utf-8."))
+                budget.spend(DataError(what, fix="Convert it first, e.g. iconv -f gb18030 -t utf-8."))
 
 
 def read_tsv(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Row]:
     """Rows of cells with tabs between them; quotation marks are letters. Empty lines are left out. As many cells as the first row has."""
-    if not isinstance(skip_bad, Budget):
-        with Budget(skip_bad).told() as budget:
-            yield from read_tsv(path, skip_bad=budget)
-        return
-    yield from _of_one_width(rows_of_tsv(read_lines(path, skip_bad=skip_bad)), skip_bad)
+    with Budget.of(skip_bad) as budget:
+        yield from _of_one_width(rows_of_tsv(read_lines(path, skip_bad=budget)), budget)
 
 
 def read_csv(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Row]:
     """Rows of cells with commas between them, quoted as spreadsheets do, line ends within quotes too; `line` is the row's last."""
-    if not isinstance(skip_bad, Budget):
-        with Budget(skip_bad).told() as budget:
-            yield from read_csv(path, skip_bad=budget)
-        return
-    yield from _of_one_width(rows_of_csv(read_lines(path, skip_bad=skip_bad), skip_bad), skip_bad)
+    with Budget.of(skip_bad) as budget:
+        yield from _of_one_width(rows_of_csv(read_lines(path, skip_bad=budget), budget), budget)
 
 
 def read_jsonl(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Record]:
     """One JSON object a line; empty lines are left out. A name twice in an object, NaN and Infinity are errors, too."""
-    if not isinstance(skip_bad, Budget):
-        with Budget(skip_bad).told() as budget:
-            yield from read_jsonl(path, skip_bad=budget)
-        return
-    for line in read_lines(path, skip_bad=skip_bad):
-        if line.text.strip():
-            try:
-                fields = parse_object(line)
-            except DataError as error:
-                skip_bad.spend(error)
-                continue
-            yield Record(line.file, line.line, fields)
+    with Budget.of(skip_bad) as budget:
+        for line in read_lines(path, skip_bad=budget):
+            if line.text.strip():
+                try:
+                    fields = parse_object(line)
+                except DataError as error:
+                    budget.spend(error)
+                    continue
+                yield Record(line.file, line.line, fields)
 
 
 def rows_of_tsv(lines: Iterable[Line]) -> Iterator[Row]:
@@ -178,8 +171,13 @@ def parse_object(line: Line) -> dict[str, Any]:
     if not isinstance(value, dict):
         names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
         what = f"{line.file}, line {line.line}: a JSON {names.get(type(value), 'number')}, not an object."
-        raise DataError(what, fix='Write one object a line: {"text": …, "label": …}.')
+        raise DataError(what, fix="Write one object a line: names and values, in braces.")
     return value
+
+
+def mended(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no file of text can hold: U+FFFD stands for it."""
+    return _SURROGATES.sub("\ufffd", text)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from fishpaw.errors import ConfigError
 __all__ = ["Automaton"]
 
 MOST_STATES = 8192
+MOST_WAYS = 2**17                                                # heads of all states: a few tenths of a second
 DEEPEST = 100                                                    # groups inside groups
 LAST = 0x110000                                                  # code points
 
@@ -31,7 +33,8 @@ class Automaton:
 
     Supported: characters, `.`, classes in brackets, \\d \\w \\s and their opposites, escapes of one character, groups (also named ones),
     |, * + ? {m,n} (a ? after one is harmless), ^ at the beginning and $ at the end. ConfigError, with the place, for the rest: back
-    references, look-around, \\b and its like, flags, atomic groups, possessive repetition; and for more than 8,192 states.
+    references, look-around, \\b and its like, flags, atomic groups, possessive repetition; and for more than 8,192 states, or 2**17 ways
+    out of them in all.
 
     A reading is a pair: state, 0 at first, and node, how far a character of several bytes is read, 0 between characters. `dead`: the state
     that nothing leaves; accepting [dead+1]: where a text may end (with node 0).
@@ -44,19 +47,22 @@ class Automaton:
         rows: list[dict[int, frozenset[int]]] = []
         index = {frozenset([root]): 0}
         queue = [frozenset([root])]
+        ways = 0
         for state in queue:
             found: dict[int, set[int]] = {}
             for term in state:
+                ways += len(terms.heads(term))
                 for kind, rest in terms.heads(term):
                     for label in members[kind]:
                         found.setdefault(label, set()).add(rest)
-            rows.append({label: frozenset(rests) for label, rests in found.items()})
+            rows.append({label: terms.widest(rests) for label, rests in found.items()})
             for target in rows[-1].values():
                 if target not in index:
                     index[target] = len(index)
                     queue.append(target)
-            if len(index) > MOST_STATES:
-                raise ConfigError(f"the pattern {_short(expression)} makes more than {MOST_STATES} states.",
+            if len(index) > MOST_STATES or ways > MOST_WAYS:
+                what = f"more than {MOST_STATES} states" if len(index) > MOST_STATES else "too many ways to read a text: counts multiply"
+                raise ConfigError(f"the pattern {_short(expression)} makes {what}.",
                                   fix="Simplify it: smaller counts, fewer alternatives. For many fixed answers there is Choices.")
         self.dead = len(index)
         self._moves: Array = np.full((self.dead + 1, self._none + 1), self.dead, np.int32)
@@ -111,6 +117,7 @@ class _Terms:
         self._terms: list[_Term] = []
         self._index: dict[_Term, int] = {}
         self._heads: dict[int, tuple[tuple[int, int], ...]] = {}
+        self._spans: list[tuple[tuple[int, int], float]] = []    # of x{,n}y ((x, y), n), of others themselves and 0
         self._add(_Term("empty"), True)
 
     def one(self, source: str) -> int:
@@ -148,6 +155,20 @@ class _Terms:
             self._heads[term] = tuple(dict.fromkeys(self._ways(term)))
         return self._heads[term]
 
+    def widest(self, terms: set[int]) -> frozenset[int]:
+        """The same texts in fewer terms: without x{,m}y where there is x{,n}y, n > m, and without y where there is xy, x nullable."""
+        kept: dict[tuple[int, int], int] = {}
+        for term in terms:
+            what, most = self._spans[term]
+            if what not in kept or self._spans[kept[what]][1] < most:
+                kept[what] = term
+        held: set[int] = set()
+        for term in kept.values():
+            while term not in held and self._terms[term].kind == "join" and self.nullable[self._terms[term].parts[0]]:
+                term = self._terms[term].parts[1]
+                held.add(term)
+        return frozenset(kept.values()) - held
+
     def _ways(self, term: int) -> Iterator[tuple[int, int]]:
         while self._terms[term].kind == "join":                  # a loop, for a long text is a deep term
             first, rest = self._terms[term].parts
@@ -167,9 +188,12 @@ class _Terms:
 
     def _add(self, term: _Term, nullable: bool) -> int:
         if term not in self._index:
-            self._index[term] = len(self._terms)
+            number = self._index[term] = len(self._terms)
             self._terms.append(term)
             self.nullable.append(nullable)
+            first, rest = (self._terms[term.parts[0]], term.parts[1]) if term.kind == "join" else (term, 0)
+            optional = first.kind == "repeat" and first.low == 0
+            self._spans.append(((first.parts[0], rest), inf if first.high is None else first.high) if optional else ((-1, number), 0))
         return self._index[term]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,9 @@ class Allowed:
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return _keep(logits, [np.array(sorted(self.tokens))] * len(logits), "Allowed")
+
+    def __repr__(self) -> str:
+        return f"Allowed({len(self.tokens)} tokens)"
 
 
 class Trie:
@@ -149,30 +153,42 @@ class Choices(Constraint):
         forest = [tries] if isinstance(tries, Trie) else list(tries)
         if not forest:
             raise ConfigError("Choices was given no trie.", fix="Give one for all prompts, or one for each.")
-        self._each = not isinstance(tries, Trie)
+        self.prompts = None if isinstance(tries, Trie) else len(forest)
         sizes = np.array([len(trie) for trie in forest])
         self._roots: Integers = sizes.cumsum() - sizes
         self._labels = np.concatenate([trie.labels for trie in forest])
-        self._first = np.concatenate([trie.first[:-1] + root for trie, root in zip(forest, self._roots, strict=True)] + [[sizes.sum()]])
+        self._first = np.concatenate([trie.first[:-1] + root for trie, root in zip(forest, self._roots, strict=True)])
+        self._behind = np.concatenate([trie.first[1:] + root for trie, root in zip(forest, self._roots, strict=True)])
         self.least = np.concatenate([_distances(trie) for trie in forest])
         for number, root in enumerate(self._roots.tolist()):
             for end in limits.ends:
                 if (forest[number].labels == end).any():
                     raise ConfigError(f"A choice of prompt {number} holds the end token {end}.",
                                       fix="Leave it out: Choices closes by itself.")
-            self.check_room(root, f"The shortest choice of prompt {number}" if self._each else "The shortest choice")
+            self.check_room(root, f"The shortest choice of prompt {number}" if self.prompts else "The shortest choice")
+
+    def of(self, places: Sequence[int]) -> Choices:
+        """The choices of the prompts at these places."""
+        if self.prompts is None:
+            return self
+        found = copy(self)
+        found.prompts, found._roots = len(places), self._roots[list(places)]
+        return found
 
     def start(self, prompts: Any, rows: int) -> None:
-        if self._each and rows != len(self._roots):
-            raise ConfigError(f"{len(self._roots)} tries for {rows} prompts.", fix="Give one for each prompt, or a single one for all.")
+        if self.prompts not in (None, rows):
+            raise ConfigError(f"{self.prompts} tries for {rows} prompts.", fix="Give one for each prompt, or a single one for all.")
         super().start(prompts, rows)
 
     def origin(self, prompt: int) -> int:
-        return int(self._roots[prompt]) if self._each else 0
+        return 0 if self.prompts is None else int(self._roots[prompt])
 
     def moves(self, state: int) -> tuple[Integers, Integers]:
-        low, high = self._first[state], self._first[state + 1]
+        low, high = self._first[state], self._behind[state]
         return self._labels[low:high], np.arange(low, high)
+
+    def __repr__(self) -> str:
+        return f"Choices({'a trie' if self.prompts is None else f'{self.prompts} tries'})"
 
 
 class Forced:
@@ -218,6 +234,9 @@ class Forced:
         room = self.limits.max_new - tokens.shape[1] - 1         # tokens left after this one
         allowed = {state: self._allowed(state, room, logits) for state in set(self._states)}
         return logits.masked_fill(~torch.stack([allowed[state] for state in self._states]), NEVER)
+
+    def __repr__(self) -> str:
+        return f"Forced({len(self.phrases)} phrases)"
 
     def _allowed(self, state: tuple[int, ...], room: int, like: Tensor) -> Tensor:
         """-> bool [v]. A token of no phrase breaks off all that were begun."""

@@ -7,6 +7,7 @@ may be copying from is its state, and moves with its beam.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class CopyOnly:
             raise ConfigError(f"Spans of {n} tokens and min_new {limits.min_new} need a max_new of {shortest}; it is {limits.max_new}.",
                               fix="Raise max_new or lower n.")
         self._sources = _table(sources, limits)                                                               # [p t]
+        self.prompts: int | None = len(self._sources)
         ahead = torch.zeros_like(self._sources[:, 0])
         columns = []
         for column in self._sources.flip(1).unbind(1):
@@ -52,6 +54,12 @@ class CopyOnly:
             raise ConfigError(f"Source {empty[0]} has no {n} tokens in a row to copy.", fix="Lower n, or leave the prompt out.")
         self._owner = torch.zeros(0, dtype=torch.long)                                                        # [r]
         self._runs = torch.zeros(0, n, self._sources.shape[1], dtype=torch.bool)
+
+    def of(self, places: Sequence[int]) -> CopyOnly:
+        """To copy from the sources of the prompts at these places."""
+        found, rows = copy(self), list(places)
+        found.prompts, found._sources, found._starts = len(rows), self._sources[rows], self._starts[rows]
+        return found
 
     def start(self, prompts: Any, rows: int) -> None:
         _check_sources(len(self._sources), rows)
@@ -75,6 +83,9 @@ class CopyOnly:
         keep = _tokens_at(places, source, logits)
         keep[:, list(self.limits.ends)] = self._complete(used).to(keep.device)[:, None]
         return logits.masked_fill(~keep, NEVER)
+
+    def __repr__(self) -> str:
+        return f"CopyOnly({self.prompts} sources, n={self.n})"
 
     def _complete(self, used: int) -> Tensor:
         """-> bool [r]: the answer so far is spans, none of them too short."""
@@ -103,11 +114,18 @@ class CopyTags:
         self.limits = limits
         self._tags = tags
         self._sources = _table(sources, limits)                                                               # [p t]
+        self.prompts: int | None = len(self._sources)
         empty = (self._sources == NOTHING).all(1).nonzero()[:, 0].tolist()
         if empty:
             raise ConfigError(f"Source {empty[0]} has no token to copy.", fix="Leave the prompt out.")
         self._owner = self._tag = torch.zeros(0, dtype=torch.long)                                            # [r]
         self._run = torch.zeros(0, self._sources.shape[1], dtype=torch.bool)         # [r t] places where the present run may end
+
+    def of(self, places: Sequence[int]) -> CopyTags:
+        """To copy from the sources of the prompts at these places."""
+        found, rows = copy(self), list(places)
+        found.prompts, found._sources = len(rows), self._sources[rows]
+        return found
 
     def start(self, prompts: Any, rows: int) -> None:
         _check_sources(len(self._sources), rows)
@@ -134,6 +152,9 @@ class CopyTags:
         keep |= (self._tag == OUTSIDE).to(keep.device)[:, None]
         keep[:, list(self.limits.ends)] = True
         return logits.masked_fill(~keep, NEVER)
+
+    def __repr__(self) -> str:
+        return f"CopyTags({self.prompts} sources)"
 
     def _ways(self) -> Tensor:
         """-> bool [r t]: the places that the token under the present tag may be copied from."""

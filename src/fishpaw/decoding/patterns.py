@@ -35,6 +35,7 @@ class Pattern(Constraint):
 
     def __init__(self, expression: str, tokenizer: Tokenizer, *, limits: Limits) -> None:
         super().__init__(limits)
+        self.expression = expression
         self._automaton = Automaton(expression)
         self._spelling = spell(tokenizer)  # type: ignore[arg-type]  # tokenizers are hashed by identity
         self._index = {0: 0}                                     # a place, as _split has it -> number
@@ -63,6 +64,9 @@ class Pattern(Constraint):
 
     def moves(self, state: int) -> tuple[Integers, Integers]:
         return self._row(state)
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.expression[:60]!r})"
 
     def _walk(self, number: int) -> tuple[Integers, Integers]:
         context, node, state = (int(part) for part in self._split(np.array(self._places[number])))

@@ -3,6 +3,7 @@
 A processor is any callable (logits [r v], tokens so far [r u]) -> logits [r v]. It returns a new tensor (the stepper may own the one it was
 given) and bans a token with -inf. One that remembers something of each hypothesis (a constraint, a copy state) also has `start` and
 `select`, through which the search moves that state with its beam; having only one of the two is refused: that is how states get mixed.
+One that holds something of each prompt's own (its source, its trie) has `of`, by which whoever batches prompts takes the part of a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from torch import Tensor
 from fishpaw.decoding.limits import Limits, check_real, check_whole
 from fishpaw.errors import ConfigError, FishpawError
 
-__all__ = ["Chain", "MinLength", "Processor", "StatefulProcessor", "Temperature", "TopK", "TopP"]
+__all__ = [
+    "Chain", "MinLength", "PerPrompt", "Processor", "StatefulProcessor", "Temperature", "TopK", "TopP", "check_prompts", "name_of",
+    "narrowest", "of_prompts",
+]  # fmt: skip
 
 NEVER = float("-inf")
 
@@ -37,6 +41,34 @@ class StatefulProcessor(Processor, Protocol):
 
     def select(self, index: Tensor, /) -> None:
         """index [r'] long: state j continues old state index[j]; fans out, permutes and drops in one."""
+
+
+@runtime_checkable
+class PerPrompt(Processor, Protocol):
+    """A processor that holds something of each prompt's own. prompts: of how many; None: one thing for any number of them."""
+
+    prompts: int | None
+
+    def of(self, places: Sequence[int], /) -> Processor:
+        """The processor for the prompts at these places of all, in this order; its state is its own."""
+
+
+def of_prompts(processors: Sequence[Processor], places: Sequence[int]) -> list[Processor]:
+    """The processors for a batch of the prompts at these places, from 0, of all that are answered.
+
+    Raises ConfigError for a place for which one of them holds nothing.
+    """
+    for one in _each_its_own(processors):
+        if max(places, default=-1) >= (one.prompts or 0):
+            raise _another_number(one, f"{max(places) + 1} prompts or more")
+    return [one.of(places) if isinstance(one, PerPrompt) else one for one in processors]
+
+
+def check_prompts(processors: Sequence[Processor], total: int) -> None:
+    """ConfigError where one holds something for each of another number of prompts."""
+    for one in _each_its_own(processors):
+        if one.prompts != total:
+            raise _another_number(one, f"{total} prompts")
 
 
 @dataclass(frozen=True)
@@ -87,14 +119,20 @@ class TopP:
         if self.p == 1:                                          # rounding in the tail must not ban what p = 1 promises to keep
             return logits
         whole = logits.logsumexp(-1, keepdim=True)                                                            # [r 1]
-        vocabulary = logits.shape[-1]
-        for count in (256, 2048, vocabulary):                    # a nucleus is small: sorting 21,128 logits takes 7 times as long
-            best = logits.topk(min(count, vocabulary)).values                                                 # [r c] best first
-            mass = (best - whole).exp().cumsum(-1)                                                            # [r c]
-            if bool((mass[:, -1] >= self.p).all()):
-                break
-        crossing = (mass < self.p).sum(-1, keepdim=True).clamp(max=best.shape[-1] - 1)                        # [r 1]
-        return logits.masked_fill(logits < best.gather(1, crossing), NEVER)
+        distance = -logits                                                                                    # [r v]
+        return logits.masked_fill(distance > narrowest(distance, logits, whole, self.p), NEVER)
+
+
+def narrowest(distance: Tensor, logits: Tensor, whole: Tensor, mass: float) -> Tensor:
+    """distance, logits [r v], their logsumexp [r 1] -> [r 1]: up to which distance the nearest tokens together have that mass."""
+    vocabulary = logits.shape[-1]
+    for count in (256, 2048, vocabulary):                        # a set is small: sorting 21,128 tokens takes 7 times as long
+        near, order = distance.topk(min(count, vocabulary), largest=False)                                    # [r c] nearest first
+        found = (logits.gather(1, order) - whole).exp().cumsum(-1)                                            # [r c]
+        if bool((found[:, -1] >= mass).all()):
+            break
+    crossing = (found < mass).sum(-1, keepdim=True).clamp(max=near.shape[-1] - 1)                             # [r 1]
+    return near.gather(1, crossing)
 
 
 @dataclass(frozen=True)
@@ -120,7 +158,7 @@ class Chain:
             if not callable(processor):
                 raise ConfigError(f"processors holds {processor!r}, which can't be called.", fix="Pass objects such as TopK(50).")
             if hasattr(processor, "start") != hasattr(processor, "select"):
-                raise ConfigError(f"The processor {_name(processor)} has only one of start and select: its state could not move.",
+                raise ConfigError(f"The processor {name_of(processor)} has only one of start and select: its state could not move.",
                                   fix="Give it both, or neither if it keeps no state.")
         self.stateful = [each for each in self.processors if isinstance(each, StatefulProcessor)]
 
@@ -146,7 +184,7 @@ class Chain:
             stages.append(processor(stages[-1], tokens).to(stages[0].dtype))
             if stages[-1].shape != logits.shape:
                 shapes = f"{tuple(stages[-1].shape)} out of {tuple(logits.shape)}"
-                raise ConfigError(f"{_name(processor)} made logits of shape {shapes}.", fix="Return one logit a row and token.")
+                raise ConfigError(f"{name_of(processor)} made logits of shape {shapes}.", fix="Return one logit a row and token.")
         scores = stages[-1].log_softmax(-1)                                                                   # [r v]
         # One NaN, one +inf or nothing but -inf turns the whole row into NaN, so the first column tells: r numbers to look at, not r * v.
         broken = scores[:, 0].isnan()                                                                         # [r]
@@ -155,7 +193,7 @@ class Chain:
         return scores.masked_fill(broken[:, None], NEVER), self._blame([stage[broken] for stage in stages])
 
     def _blame(self, stages: list[Tensor]) -> FishpawError:
-        names = ["the model", *map(_name, self.processors)]
+        names = ["the model", *map(name_of, self.processors)]
         for name, stage in zip(names, stages, strict=True):
             if bool((stage.isnan() | (stage == float("inf"))).any()):
                 raise FishpawError(f"Logits from {name} hold NaN or +inf.", fix="Check the weights with fp32, or the processor's formula.")
@@ -167,7 +205,16 @@ class Chain:
         return error
 
 
-def _name(processor: object) -> str:
-    if hasattr(processor, "__dataclass_fields__"):
-        return repr(processor)
-    return str(getattr(processor, "__name__", type(processor).__name__))
+def name_of(processor: object) -> str:
+    """A processor as messages call it: with its values, where these are short; never an address in memory."""
+    said = str(getattr(processor, "__name__", None) or repr(processor))
+    return type(processor).__name__ if " at 0x" in said or "\n" in said or len(said) > 80 else said
+
+
+def _each_its_own(processors: Sequence[Processor]) -> list[PerPrompt]:
+    return [one for one in processors if isinstance(one, PerPrompt) and one.prompts is not None]
+
+
+def _another_number(processor: PerPrompt, found: str) -> ConfigError:
+    return ConfigError(f"{name_of(processor)} is for {processor.prompts} prompts, but there are {found}.",
+                       fix="Give it something for each prompt, in the prompts' order.")  # fmt: skip

@@ -52,7 +52,38 @@ class PresencePenalty:
         return logits.scatter(1, tokens, logits.gather(1, tokens) - self.value)
 
 
-class RepetitionPenalty:
+class _Reader:
+    """A processor that reads the tokens of each row that are already there: its prompt's, where they count, and those generated."""
+
+    def __init__(self, prompt: bool) -> None:
+        self._counts = prompt
+        self._prompts: Tensor | None = None                                                                   # [p t] on the left -1
+        self._owner: Tensor | None = None                                                                     # [r]
+
+    def start(self, prompts: Any, rows: int) -> None:
+        """The prompts' tokens count from the first step."""
+        if not self._counts:
+            return
+        if not isinstance(prompts, Batch) or prompts.shape is None:
+            raise ConfigError(f"A processor reads the prompts, which are no padded Batch but a {type(prompts).__name__}.",
+                              fix="Start from Batch.padded, or give the processor prompt=False.")
+        keep = prompts.rows[0].keep                                                                           # [p t]
+        ids = prompts.ids.view(prompts.shape).masked_fill(~keep, -1)                                          # [p t]
+        self._prompts = ids.gather(1, keep.int().argsort(dim=1, stable=True))    # on the left, so that what follows the prompt does
+        self._owner = torch.arange(rows, device=ids.device)
+
+    def select(self, index: Tensor) -> None:
+        """Each row keeps its prompt, and what was found in it."""
+        self._owner = None if self._owner is None else self._owner[index]
+
+    def _join(self, tokens: Tensor) -> Tensor:
+        """tokens generated [r u] -> ids [r l], -1 on the left where a row is shorter."""
+        if self._prompts is None or self._owner is None:
+            return tokens
+        return torch.cat([self._prompts[self._owner], tokens], 1)
+
+
+class RepetitionPenalty(_Reader):
     """logit(x) / value where it is above 0, * value where it is below, for each x that was already there, once however often it was.
     value > 0, 1 changes nothing; 1.1 to 1.3 is usual. CTRL, arXiv:1909.05858, section 4.1, with transformers' rule for the sign.
     It depends on where a model's logits have their zero, which probabilities don't: the two penalties above have no such quirk.
@@ -61,18 +92,10 @@ class RepetitionPenalty:
     def __init__(self, value: float, *, prompt: bool = True) -> None:
         check_real("repetition_penalty", value, "a finite number above 0", lambda value: value > 0)
         self.value = value
-        self._texts = _Texts(prompt)
-
-    def start(self, prompts: Any, rows: int) -> None:
-        """The prompts' tokens count from the first step."""
-        self._texts.start(prompts, rows)
-
-    def select(self, index: Tensor) -> None:
-        """Each row keeps its prompt."""
-        self._texts.select(index)
+        super().__init__(prompt)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        there = self._texts.join(tokens)                                                                      # [r l]
+        there = self._join(tokens)                                                                            # [r l]
         if not there.shape[1]:
             return logits
         there = torch.where(there < 0, there[:, -1:], there)     # padding repeats a token that counts anyway
@@ -83,25 +106,17 @@ class RepetitionPenalty:
         return f"RepetitionPenalty({self.value})"
 
 
-class NoRepeatNgram:
-    """Ban each token that would complete n tokens in a row that were already there. n >= 1; 1 bans every token that was.
-    arXiv:1705.04304, section 2.5. In a long answer it ends by banning good words: Dry is the softer way."""
+class NoRepeatNgram(_Reader):
+    """Ban each token that would complete n tokens in a row that were already there, also across the prompt's end. n >= 1; 1 bans every
+    token that was. arXiv:1705.04304, section 2.5. In a long answer it ends by banning good words: Dry is the softer way."""
 
     def __init__(self, n: int, *, prompt: bool = True) -> None:
         check_whole("no_repeat_ngram", n, 1, None)
         self.n = n
-        self._texts = _Texts(prompt)
-
-    def start(self, prompts: Any, rows: int) -> None:
-        """N-grams of the prompts are there from the first step, and those that begin in one and end behind it."""
-        self._texts.start(prompts, rows)
-
-    def select(self, index: Tensor) -> None:
-        """Each row keeps its prompt."""
-        self._texts.select(index)
+        super().__init__(prompt)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        texts = self._texts.join(tokens)                                                                      # [r l]
+        texts = self._join(tokens)                                                                            # [r l]
         windows = texts.shape[1] - self.n + 1
         if windows < 1:
             return logits
@@ -116,7 +131,7 @@ class NoRepeatNgram:
         return f"NoRepeatNgram({self.n})"
 
 
-class Dry:
+class Dry(_Reader):
     """logit(x) - multiplier * base ** (length - allowed_length) for each x that would prolong a repetition of that length: the end of the
     text so far, `length` tokens, was there before and x came next; of several places the longest counts. Below allowed_length nothing.
     DRY, github.com/oobabooga/text-generation-webui/pull/5677; usual: multiplier 0.8, base 1.75, allowed_length 2. At most 10,000 is
@@ -137,21 +152,21 @@ class Dry:
             check_whole("breakers", breaker, 0, None)
         self.multiplier, self.base, self.allowed_length, self.window = multiplier, base, allowed_length, window
         self._breakers = torch.tensor(sorted(breakers), dtype=torch.long)
-        self._texts = _Texts(prompt)
+        super().__init__(prompt)
         self._lengths: Tensor | None = None                                                                   # [r l]
 
     def start(self, prompts: Any, rows: int) -> None:
         """Prompts may repeat themselves already: they are read at the first step."""
-        self._texts.start(prompts, rows)
+        super().start(prompts, rows)
         self._lengths = None
 
     def select(self, index: Tensor) -> None:
         """What each row has found moves with it."""
-        self._texts.select(index)
+        super().select(index)
         self._lengths = None if self._lengths is None else self._lengths.index_select(0, index)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        texts = self._texts.join(tokens)                                                                      # [r l]
+        texts = self._join(tokens)                                                                            # [r l]
         self._breakers = self._breakers.to(texts.device)
         self._lengths = self._read(texts)                                                                     # [r l]
         if texts.shape[1] < 2:
@@ -177,32 +192,3 @@ class Dry:
             same = (texts[:, :place + 1] == newest) & ~torch.isin(newest, self._breakers) & (newest >= 0)     # [r place+1]
             lengths = (torch.nn.functional.pad(lengths, (1, 0)) + 1) * same                                   # [r place+1]
         return lengths
-
-
-class _Texts:
-    """The tokens of each row that are already there: its prompt's, where they count, and those generated."""
-
-    def __init__(self, prompt: bool) -> None:
-        self._counts = prompt
-        self._prompts: Tensor | None = None                                                                   # [p t] on the left -1
-        self._owner: Tensor | None = None                                                                     # [r]
-
-    def start(self, prompts: Any, rows: int) -> None:
-        if not self._counts:
-            return
-        if not isinstance(prompts, Batch) or prompts.shape is None:
-            raise ConfigError(f"A processor reads the prompts, which are no padded Batch but a {type(prompts).__name__}.",
-                              fix="Start from Batch.padded, or give the processor prompt=False.")
-        keep = prompts.rows[0].keep                                                                           # [p t]
-        ids = prompts.ids.view(prompts.shape).masked_fill(~keep, -1)                                          # [p t]
-        self._prompts = ids.gather(1, keep.int().argsort(dim=1, stable=True))    # on the left, so that what follows the prompt does
-        self._owner = torch.arange(rows, device=ids.device)
-
-    def select(self, index: Tensor) -> None:
-        self._owner = None if self._owner is None else self._owner[index]
-
-    def join(self, tokens: Tensor) -> Tensor:
-        """tokens generated [r u] -> ids [r l], -1 on the left where a row is shorter."""
-        if self._prompts is None or self._owner is None:
-            return tokens
-        return torch.cat([self._prompts[self._owner], tokens], 1)

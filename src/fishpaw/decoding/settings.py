@@ -10,20 +10,20 @@ import torch
 
 from fishpaw.decoding.contrastive import contrastive, stream_contrastive
 from fishpaw.decoding.hypothesis import Hypothesis
-from fishpaw.decoding.limits import Limits
+from fishpaw.decoding.limits import Limits, check_whole
 from fishpaw.decoding.processors import Processor, Temperature, TopK, TopP
 from fishpaw.decoding.repetition import Dry, FrequencyPenalty, NoRepeatNgram, PresencePenalty, RepetitionPenalty
 from fishpaw.decoding.sample import sample, stream_sample
 from fishpaw.decoding.search import beam, greedy, stream_greedy
 from fishpaw.decoding.stepper import TransformerStepper
 from fishpaw.decoding.termination import ConsistentTopK, ConsistentTopP
-from fishpaw.decoding.truncation import Eta, MinP, Typical
+from fishpaw.decoding.truncation import Epsilon, Eta, MinP, Typical
 from fishpaw.decoding.walk import Stop, Streamed
 from fishpaw.errors import ConfigError
 
 __all__ = ["Settings"]
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical", "eta")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical", "eta", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Settings:
 
     n: answers a prompt, at most `beams` unless they are drawn. The rest are the values of the processors of the same names (decoding/
     processors, truncation, repetition); dry: the multiplier. consistent: top_k and top_p always keep the end token (arXiv:2002.02492).
-    ConfigError at once for what excludes each other; for a value out of range when `processors` or a search reads it.
+    ConfigError at once for what excludes each other, and for beams and n that are no whole number from 1; for another value out of range
+    when `processors` or a search reads it.
     """
 
     sample: bool = False
@@ -47,6 +48,7 @@ class Settings:
     min_p: float | None = None
     typical: float | None = None
     eta: float | None = None
+    epsilon: float | None = None
     consistent: bool = False
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -55,6 +57,8 @@ class Settings:
     dry: float | None = None
 
     def __post_init__(self) -> None:
+        check_whole("beams", self.beams, 1, None)
+        check_whole("n", self.n, 1, None)
         asked = {"sample": self.sample, "beams": self.beams != 1, "contrastive_k": self.contrastive_k is not None}
         searches = [name for name, given in asked.items() if given]
         if len(searches) > 1:
@@ -74,9 +78,9 @@ class Settings:
     def processors(self, *, constraints: Sequence[Processor] = (), prompt: bool = True, breakers: Collection[int] = (),
                    ends: tuple[int, ...] = ()) -> list[Processor]:
         """In this order: penalties (repetition, frequency, presence, n-grams, DRY), constraints, temperature, top-k, top-p, min-p, typical,
-        eta. Penalties come first, as they are defined on a model's own logits; truncations come behind the temperature, as top-k then top-p
-        of every library; each sees what the one before it left. prompt: whether penalties read the prompt; breakers: of DRY; ends: of
-        `consistent`."""
+        eta, epsilon. Penalties come first, as they are defined on a model's own logits; truncations come behind the temperature, as top-k
+        then top-p of every library; each sees what the one before it left. prompt: whether penalties read the prompt; breakers: of DRY;
+        ends: of `consistent`."""
         made: list[Processor | None] = [
             _made(self.repetition_penalty, lambda value: RepetitionPenalty(value, prompt=prompt)),
             _made(self.frequency_penalty, FrequencyPenalty),
@@ -90,6 +94,7 @@ class Settings:
             _made(self.min_p, MinP),
             _made(self.typical, Typical),
             _made(self.eta, Eta),
+            _made(self.epsilon, Epsilon),
         ]
         return [one for one in made if one is not None]
 

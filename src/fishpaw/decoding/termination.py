@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from fishpaw import checks
+from fishpaw.decoding.constraints import Constraint
+from fishpaw.decoding.copying import CopyOnly, CopyTags
 from fishpaw.decoding.limits import Limits, check_real, check_whole
-from fishpaw.decoding.processors import Processor, Temperature, TopK, TopP
-from fishpaw.decoding.truncation import Epsilon, Eta, MinP
+from fishpaw.decoding.processors import Processor, Temperature, TopK, TopP, name_of
+from fishpaw.decoding.truncation import Epsilon, Eta, MinP, Typical
 from fishpaw.errors import ConfigError
 from fishpaw.model.heads import LanguageModel
 from fishpaw.model.transformer import Transformer
@@ -164,7 +166,9 @@ def termination(ending: SelfTerminating | NonMonotone | None, limits: Limits, *,
     stops by `full` or `unpromising`. processors: those after the ending. floor: a lower bound of p(end) at each step, where one is known:
     that of a softmax over bounded logits. Let (1 - epsilon)^m < 1/2 first hold at m. From the m-th token on the end outweighs all others
     together: greedy search takes it, no truncation drops it, and a beam search closes its best beam at each step, so that after n such
-    steps n answers are better than what still lives. Raises ConfigError for a setting out of range, or an end that isn't in limits.ends.
+    steps n answers are better than what still lives. With a constraint of the same limits that closes whatever it begins (Choices, Pattern,
+    CopyOnly), and no more than truncations behind it, each answer is whole within max_new: that is `steps` then. Raises ConfigError for a
+    setting out of range, or an end that isn't in limits.ends.
     """
     checks.one_of("search", search, ("greedy", "beam", "sample"))
     check_whole("answers", answers, 1, None)
@@ -172,6 +176,12 @@ def termination(ending: SelfTerminating | NonMonotone | None, limits: Limits, *,
         check_real("floor", floor, "0 < floor <= 1", lambda value: 0 < value <= 1)
     if ending is not None and ending.end not in limits.ends:
         raise ConfigError(f"The model ends with token {ending.end}, but ends is {limits.ends}.", fix=f"Put {ending.end} into ends.")
+    closing = None
+    for one in processors:
+        if isinstance(one, _CLOSING) and one.limits == limits:
+            closing = one
+        elif not isinstance(one, (*_KNOWN, Typical)):            # what may ban all that closes, or allow what was banned
+            closing = None
     strange = [one for one in processors if not isinstance(one, _KNOWN)]
     truncated = any(isinstance(one, _TRUNCATIONS) for one in processors)
     hottest = max((one.value for one in processors if isinstance(one, Temperature)), default=1.0)
@@ -181,8 +191,10 @@ def termination(ending: SelfTerminating | NonMonotone | None, limits: Limits, *,
         return Termination(search, steps, steps is not None or surely, expected, reason)
 
     surely = False
+    if closing is not None:
+        return found(f"{name_of(closing)} closes each answer within max_new", steps=limits.max_new)
     if strange:
-        return found(f"what {strange[0]!r} does to the end is not known")
+        return found(f"what {name_of(strange[0])} does to the end is not known")
     if ending is None and search == "sample" and floor is not None and not truncated:
         surely = True
         mean = None if heated else limits.min_new + limits.min_ends / floor
@@ -236,7 +248,8 @@ class LoopDetector:
 
 
 _TRUNCATIONS = (TopK, TopP, MinP, Eta, Epsilon)                 # those that keep the best token always, which Typical doesn't
-_KNOWN = (Temperature, ConsistentTopK, ConsistentTopP, *_TRUNCATIONS)
+_KNOWN = (Temperature, ConsistentTopK, ConsistentTopP, CopyTags, *_TRUNCATIONS)           # CopyTags never bans the end
+_CLOSING = (Constraint, CopyOnly)
 
 
 def _check_ends(ends: object) -> None:

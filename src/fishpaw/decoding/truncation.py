@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fishpaw.decoding.limits import check_real
+from fishpaw.decoding.processors import narrowest
 
 __all__ = ["Epsilon", "Eta", "MinP", "Typical"]
 
@@ -51,14 +52,7 @@ class Typical:
             return logits
         scores = logits.log_softmax(-1)                                                                       # [r v]
         distance = (scores + _entropy(scores)).abs()                                                          # [r v] inf where banned
-        vocabulary = logits.shape[-1]
-        for count in (256, 2048, vocabulary):                    # as TopP: a set is small, sorting all of a vocabulary is slow
-            near, order = distance.topk(min(count, vocabulary), largest=False)                                # [r c] nearest first
-            mass = scores.gather(1, order).exp().cumsum(-1)                                                   # [r c]
-            if bool((mass[:, -1] >= self.mass).all()):
-                break
-        crossing = (mass < self.mass).sum(-1, keepdim=True).clamp(max=near.shape[-1] - 1)                     # [r 1]
-        return logits.masked_fill(distance > near.gather(1, crossing), NEVER)
+        return logits.masked_fill(distance > narrowest(distance, logits, logits.logsumexp(-1, keepdim=True), self.mass), NEVER)
 
 
 @dataclass(frozen=True)

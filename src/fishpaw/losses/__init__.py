@@ -1,1 +1,1 @@
-"""Losses: tensors in, (sum, weight) out, no model. Import the modules; this file imports nothing."""
+"""Losses: tensors in, (sum, weight) out, no model; penalties, from one loss of a model to another. This file imports nothing."""

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from fishpaw.errors import ConfigError
+from fishpaw.optim.parameters import fused, trainable
 
 __all__ = ["adamw", "groups"]
 
@@ -21,9 +22,7 @@ def groups(model: nn.Module, *, weight_decay: float, exempt: Iterable[str] = ())
     Raises ConfigError if nothing is left to train, or if a name in `exempt` fits no parameter.
     """
     names = tuple(exempt)
-    found = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not found:
-        raise ConfigError("The model has no parameter to train.", fix="Set requires_grad on those that should learn.")
+    found = trainable(model)
     for part in names:
         if not any(part in name for name, _ in model.named_parameters()):
             what = f"exempt names {part!r}, which no parameter has in its name."
@@ -45,7 +44,9 @@ def adamw(
     epsilon: float = 1e-8,
     exempt: Iterable[str] = (),
 ) -> AdamW:
-    """torch's AdamW over `groups`. Fused on CPU and CUDA (PERF: 35 ms a step against 270 for 102 M parameters), else its default."""
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters() if p.requires_grad)
+    """torch's AdamW over `groups`, with names: `derive` can go on from it. Fused on CPU and CUDA. State: two tensors as large as θ."""
     parameters = groups(model, weight_decay=weight_decay, exempt=exempt)
-    return AdamW(parameters, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True if fused else None)
+    names = {id(p): name for name, p in model.named_parameters()}
+    named = [{**group, "params": [(names[id(p)], p) for p in group["params"]]} for group in parameters]
+    kernel = fused(p for group in parameters for p in group["params"])
+    return AdamW(named, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=kernel)

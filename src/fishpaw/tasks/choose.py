@@ -161,14 +161,24 @@ def _groups(prompts: Sequence[str], choices: Sequence[str] | Sequence[Sequence[s
         raise DataError("There is no list of prompts.", fix="Give at least one text, in a list.")
     if isinstance(choices, str) or not choices:
         raise DataError("There is no list of choices.", fix="Give at least one choice, in a list.")
+    _check_texts("prompt", prompts)
     shared = tuple(one for one in choices if isinstance(one, str))
     if len(shared) == len(choices):
         return [shared] * len(prompts)
+    _check_texts("choice", [one for one in choices if not isinstance(one, list | tuple)])
     if shared:
         raise DataError("The choices are texts and lists.", fix="Give one list for all prompts, or a list for each.")
     groups = [tuple(one) for one in choices]
     if len(groups) != len(prompts):
         raise DataError(f"{len(groups)} lists of choices for {len(prompts)} prompts.", fix="Give one for each prompt, or one for all.")
+    for group in groups:
+        _check_texts("choice", group)
     if empty := [place for place, group in enumerate(groups) if not group]:
         raise DataError(f"Prompt {empty[0]} has no choice.", fix="Give it at least one.")
     return groups
+
+
+def _check_texts(what: str, texts: Sequence[object]) -> None:
+    for one in texts:
+        if not isinstance(one, str):
+            raise DataError(f"A {what} is a {type(one).__name__}, not a string: {one!r:.60}.", fix="Give texts.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from fishpaw.model.transformer import Transformer
 from fishpaw.switch import Spec, spec_name, spec_options
 from fishpaw.tasks.encode import bar, compute, encoded, refuse_decoder, windows
 from fishpaw.tasks.settings import WithSettings, read_settings
+from fishpaw.tasks.training import imprint, seeded
 from fishpaw.text.encoding import Encoding, Tokenizer, check_pairs
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
@@ -84,7 +84,7 @@ class Classify:
         self.tokenizer = tokenizer
         self.max_length = min(max_length, model.longest or max_length)
         self.pairs = pairs
-        self._start = _imprint(model)
+        self._start = imprint(model)
 
     @classmethod
     def load(
@@ -126,7 +126,7 @@ class Classify:
             raise ConfigError(f"{name} holds no classifier.",
                               fix='Train one: Classify.load(…, labels=["neg", "pos"]), then fit; or `fishpaw train classify`.')
         if head is not None and not _holds(model, head):
-            with _seeded(seed):
+            with seeded(seed):
                 model.set_heads([_pooler(model.config, model.mask.clock), head])
             pairs = None
         task = cls(model, tokenizer, max_length=length if max_length is None else max_length, pairs=pairs)
@@ -159,7 +159,7 @@ class Classify:
         shape = config or small(len(vocab))
         pooler = _pooler(shape.change({"heads": ()}), switch.build("masks", shape.turns("mask")[0], shape).clock)
         shape = shape.change({"vocab_size": len(vocab), "heads": (pooler, head)})
-        with _seeded(seed):
+        with seeded(seed):
             model = Transformer(shape)
         return cls(model.eval(), WordPiece(vocab), max_length=max_length)
 
@@ -414,21 +414,6 @@ def _holds(model: Transformer, head: dict[str, Any]) -> bool:
     """Whether the model has this classifier already, the order of the labels aside."""
     held = model.heads["classifier"] if "classifier" in model.heads else None
     return isinstance(held, Classifier) and set(held.labels) == set(head["labels"]) and held.multi_label == head["multi_label"]
-
-
-def _imprint(model: Transformer) -> str:
-    """A digest that tells one model's weights from another's: all vectors (biases, norms) and the heads; a matrix costs too much."""
-    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.dim() == 1 or name.startswith("heads.classifier.")}
-    return fingerprint([[name, tensor.detach().float().cpu().numpy()] for name, tensor in sorted(kept.items())])[:16]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` inside, those outside as if nothing had been drawn."""
-    _at_least("seed", seed, 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
-        yield
 
 
 def _at_least(name: str, value: object, least: int) -> None:

@@ -24,6 +24,7 @@ from fishpaw.data.conversations import Conversation
 from fishpaw.data.fingerprint import fingerprint
 from fishpaw.decoding.hypothesis import Hypothesis
 from fishpaw.decoding.limits import Limits, check_real, check_whole
+from fishpaw.decoding.processors import Processor
 from fishpaw.decoding.settings import Settings
 from fishpaw.decoding.stepper import TransformerStepper
 from fishpaw.errors import CheckpointError, ConfigError, DataError
@@ -33,6 +34,7 @@ from fishpaw.switch import Spec
 from fishpaw.tasks.generate import Generate, generator
 from fishpaw.tasks.relevance import choices, relevance
 from fishpaw.tasks.settings import WithSettings, read_settings
+from fishpaw.tasks.training import imprint, refuse_ending, seeded
 from fishpaw.tasks.turns import Feature, Layout, log_probabilities
 from fishpaw.text.chat import read_template, render
 from fishpaw.text.encoding import Tokenizer
@@ -65,6 +67,16 @@ class Rows:
     targets: Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class Unsaid:
+    """A processor: these tokens never."""
+
+    tokens: tuple[int, ...]
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        return logits.index_fill(-1, torch.tensor(self.tokens, dtype=torch.long, device=logits.device), float("-inf"))
+
+
 class Dialogue:
     """A causal model, its tokenizer, and the longest conversation in tokens: of longer ones it reads the last turns that fit, whole; a last
     turn too long by itself loses its beginning.
@@ -86,7 +98,7 @@ class Dialogue:
         self.template = template
         self.layout = Layout(tokenizer)
         self.writer = Generate(model, tokenizer, ends=None if template is not None else (self.layout.end,))
-        self._start = fingerprint([[name, _sample(value)] for name, value in sorted(model.state_dict().items())])[:16]
+        self._start = imprint(model)
 
     @classmethod
     def load(
@@ -140,9 +152,7 @@ class Dialogue:
         least = least if least is not None else 1 if len(conversations) < _FEW else 2
         vocab = characters([turn for one in conversations for turn in one.turns], least=least)
         shape = (config or small(len(vocab))).change({"vocab_size": len(vocab)})
-        check_whole("seed", seed, 0, 2**63 - 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             model = Transformer(shape)
         return cls(model.eval(), WordPiece(vocab), max_length=max_length)
 
@@ -193,12 +203,13 @@ class Dialogue:
         """Train in place on every next token, so that one pass learns all replies of a conversation, and keep the weights of the least loss
         on `dev`. A conversation beyond max_length is read in several pieces of whole turns. speaker: learn only what this one says, 0 who
         began or 1 who answered; None: both. alone: share of the replies that are learned once more without their
-        history, as answers to a turn without words: by that re-ranking and relevance know how probable a reply is to anything. Other
-        arguments, errors and signals: tasks.classify.Classify.fit and train.loop.fit."""
+        history, as answers to a turn without words: by that re-ranking and relevance know how probable a reply is to anything. Errors:
+        ConfigError for a head with an ending of its own. Other arguments, errors and signals: tasks.classify.Classify.fit and
+        train.loop.fit."""
         if speaker not in (None, 0, 1) or isinstance(speaker, bool):
             raise ConfigError(f"speaker is {speaker!r}; allowed: 0, 1 or None.", fix="0 begins a conversation, 1 answers; None is both.")
-        self.template, self.writer = None, Generate(self.model, self.tokenizer, ends=(self.layout.end,))
         check_real("alone", alone, "0 to 1", lambda value: 0 <= value <= 1)
+        refuse_ending(self.model, "the loss of a conversation")
         options = options or Options()
         given, chance = self._tokens(train, "train"), random.Random(options.seed)
         features = [piece for turns in given for piece in self.layout.pieces(turns, self.max_length)]
@@ -219,6 +230,7 @@ class Dialogue:
             asked = at + 1 - batch.first[row] >= torch.tensor([one.asked for one in features])[row]
             return Rows(batch if self.model.config.segments > 1 else dataclasses.replace(batch, segments=None), at[asked], targets[asked])
 
+        self.template, self.writer = None, Generate(self.model, self.tokenizer, ends=(self.layout.end,))
         result = fit(
             self.model,
             features,
@@ -245,7 +257,7 @@ class Dialogue:
         relevance, relevance_mutual: whether the true next turn is told from a reply of another conversation, by log-probability a token and
         by mutual information with the history (tasks/relevance.py); distinct_1, distinct_2: different tokens and pairs of tokens among all
         of the replies that are made. Errors: DataError without two conversations, ConfigError for a model with a chat template, to which
-        this layout is strange."""
+        this layout is strange, and for a head with an ending of its own."""
         if self.template is not None:
             raise ConfigError("The model answers through its chat template.", fix="Train it on conversations first; then measure.")
         given = list(conversations)
@@ -272,7 +284,7 @@ class Dialogue:
                 chances = [one for place in some if (one := generator(seed, place)) is not None]
                 stepper = self.stepper(parity, hidden=settings.contrastive_k is not None)
                 groups = settings.search(stepper, self.prompts([histories[place] for place in some], max_new=max_new), limits=limits,
-                                         processors=settings.processors(prompt=False, ends=limits.ends), generator=chances or None)
+                                         processors=self._processors(settings, limits), generator=chances or None)
                 for place, group in zip(some, groups, strict=True):
                     found[place] = [dataclasses.replace(one, prompt=place) for one in group]
         return found
@@ -282,7 +294,8 @@ class Dialogue:
         batch_size: int = 16, seed: int | None = None,
     ) -> list[str]:  # fmt: skip
         """A reply to each history: the first of settings.n, or the best of them by `rank`. By default each token is drawn from the 5
-        likeliest. Penalties look at the reply only: in a history they would meet the end token. seed: None draws anew."""
+        likeliest. Penalties look at the reply only: in a history they would meet the end token. Special tokens other than the end are
+        never said, unless by a chat template. seed: None draws anew."""
         if self.template is not None and rank is not None:
             raise ConfigError("Replies through a chat template are not re-ranked.", fix="Leave rank out.")
         found = self.candidates(histories, settings, max_new=max_new, batch_size=batch_size, seed=seed)
@@ -298,13 +311,20 @@ class Dialogue:
         """The reply to one history, piece by piece as it comes; joined they are what `reply` gives (settings of one answer, no beams)."""
         limits, prompts = self.limits(max_new), self.prompts([history], max_new=max_new)
         stepper = self.stepper(len(history), hidden=settings.contrastive_k is not None)
-        processors = settings.processors(prompt=False, ends=limits.ends)
-        return self.writer.pieces(settings.stream(stepper, prompts, limits=limits, processors=processors, generator=generator(seed)))
+        return self.writer.pieces(settings.stream(stepper, prompts, limits=limits, processors=self._processors(settings, limits),
+                                                  generator=generator(seed)))
 
     def save(self, folder: str | Path) -> None:
         """Write model, tokenizer and settings to a folder that `load` opens and, where it has the architecture, transformers."""
         settings = {} if self.template is not None else {"task": "dialogue", "max_length": self.max_length}
         save(self.model, folder, WithSettings(self.tokenizer, settings))
+
+    def _processors(self, settings: Settings, limits: Limits) -> list[Processor]:
+        """Those of the settings, and a ban on what has no text: a reply of [PAD] alone would be empty. A template's tokens are its own."""
+        config, ends = self.model.config, set(limits.ends)
+        unsaid = {*self.tokenizer.special_ids, *range(self.tokenizer.size, config.vocab_size)} - ends if self.template is None else set()
+        bans = [Unsaid(tuple(sorted(id for id in unsaid if id < config.vocab_size)))] if unsaid else []
+        return settings.processors(constraints=bans, prompt=False, ends=limits.ends)
 
     def _best(self, history: Sequence[str], group: Sequence[Hypothesis], rank: Rank | None) -> Hypothesis:
         if rank is None or len(group) == 1:
@@ -390,8 +410,3 @@ def _special(tokenizer: Tokenizer) -> dict[str, str]:
         if id is not None:
             found[f"{role}_token"] = tokenizer.tokens[id]
     return found
-
-
-def _sample(value: Tensor) -> Any:
-    """A few numbers of a tensor, that tell one start from another."""
-    return value.detach().flatten()[:64].float().cpu().numpy()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from fishpaw.contracts import Batch
 from fishpaw.data.collate import pad
 from fishpaw.decoding.hypothesis import Hypothesis
 from fishpaw.decoding.limits import Limits, check_whole
-from fishpaw.decoding.processors import Processor
+from fishpaw.decoding.processors import Processor, check_prompts, of_prompts
 from fishpaw.decoding.settings import Settings
 from fishpaw.decoding.stepper import TransformerStepper
 from fishpaw.decoding.stops import StopStrings
@@ -107,34 +106,41 @@ class Generate:
         """The answers of each prompt (a text, or what `prompt` made of it), in their order, as soon as those before it are there.
 
         batch_size: prompts that are decoded together, with the answers that each has alone, rounding aside; above 1, so many times 8 are
-        read ahead and sorted by length. seed: of sampling; each prompt has its own numbers, whatever it is batched with. An error in a
-        prompt is raised when all prompts before it are answered.
+        read ahead and sorted by length. constraints: those with something for each prompt (Choices, CopyOnly, CopyTags) have it for all
+        prompts, in their order. seed: of sampling; each prompt has its own numbers, whatever it is batched with. An error in a prompt is
+        raised when all prompts before it are answered.
         """
         check_whole("batch_size", batch_size, 1, None)
+        if isinstance(prompts, str):
+            raise DataError("There is no list of prompts.", fix="Give at least one text, in a list.")
         stepper, processors = self._stepper(settings), self._processors(settings, constraints, limits)
-        numbers = count()
-        encoded = (self.prompt(one, max_new=limits.max_new) if isinstance(one, str) else one for one in prompts)
+        if isinstance(prompts, Sized):
+            check_prompts(processors, len(prompts))
+        before = 0                                               # prompts of the windows that are done
+        encoded = (self._encoding(one, limits) for one in prompts)
         for window in _windows(encoded, batch_size * _WINDOW if batch_size > 1 else 1):
-            sources = [generator(seed, next(numbers)) for _ in window]
+            sources = [generator(seed, before + place) for place in range(len(window))]
             found: dict[int, list[Answer]] = {}
             said = 0
             for places in _batches([len(one) for one in window], batch_size):
                 chances = [one for place in places if (one := sources[place]) is not None]
-                groups = settings.search(stepper, self.lay([window[place] for place in places]), limits=limits, processors=processors,
-                                         stops=stops, generator=chances or None)
+                groups = settings.search(stepper, self.lay([window[place] for place in places]), limits=limits, stops=stops,
+                                         processors=of_prompts(processors, [before + place for place in places]),
+                                         generator=chances or None)
                 for place, group in zip(places, groups, strict=True):
                     found[place] = [self.answer(one, stops) for one in group]
                 while said in found:
                     yield found.pop(said)
                     said += 1
+            before += len(window)
+        check_prompts(processors, before)
 
     def stream(self, prompt: str | Encoding, settings: Settings, limits: Limits, *, constraints: Sequence[Processor] = (),
                stops: Sequence[Stop] = (), seed: int | None = None, number: int = 0) -> Iterator[str]:
         """The one answer of a prompt, piece by piece; joined they are what `answers` gives the prompt of that number (from 0)."""
-        encoded = self.prompt(prompt, max_new=limits.max_new) if isinstance(prompt, str) else prompt
-        return self.pieces(settings.stream(self._stepper(settings), self.lay([encoded]), limits=limits, stops=stops,
-                                           processors=self._processors(settings, constraints, limits), generator=generator(seed, number)),
-                           stops)
+        processors = of_prompts(self._processors(settings, constraints, limits), [number])
+        return self.pieces(settings.stream(self._stepper(settings), self.lay([self._encoding(prompt, limits)]), limits=limits, stops=stops,
+                                           processors=processors, generator=generator(seed, number)), stops)
 
     def termination(self, settings: Settings, limits: Limits, constraints: Sequence[Processor] = ()) -> Termination | None:
         """What is proven of how long answers get; None where nothing was done for it: no ending of the model's own, nothing consistent."""
@@ -174,6 +180,9 @@ class Generate:
         whole, _ = _cut(self.tokenizer.decode(tokens), stops)
         if len(whole) > shown:
             yield whole[shown:]
+
+    def _encoding(self, prompt: str | Encoding, limits: Limits) -> Encoding:
+        return prompt if isinstance(prompt, Encoding) else self.prompt(prompt, max_new=limits.max_new)
 
     def _stepper(self, settings: Settings) -> TransformerStepper:
         if settings.contrastive_k is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from fishpaw.data.fingerprint import fingerprint
 from fishpaw.data.pairs import Pair
 from fishpaw.decoding.hypothesis import Hypothesis
 from fishpaw.decoding.limits import check_whole
-from fishpaw.decoding.processors import Processor
+from fishpaw.decoding.processors import Processor, check_prompts, of_prompts
 from fishpaw.decoding.search import beam, greedy
 from fishpaw.errors import CheckpointError, ConfigError, DataError
 from fishpaw.losses.generation import masked_cross_entropy, next_tokens
@@ -32,12 +32,12 @@ from fishpaw.tasks.classify import small
 from fishpaw.tasks.encode import bar
 from fishpaw.tasks.generate import Generate
 from fishpaw.tasks.settings import WithSettings, read_settings
+from fishpaw.tasks.training import imprint, refuse_ending, seeded
 from fishpaw.text.encoding import Tokenizer
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
-from fishpaw.train.randomness import isolated, seed
 from fishpaw.weights.changes import gathered
 from fishpaw.weights.load import inspect, tell, tokenizer_of
 from fishpaw.weights.save import save
@@ -127,7 +127,7 @@ class Seq2Seq:
         self.max_length = max_length
         self.max_length = self._room(max_new)
         self._writer = Generate(model, tokenizer, ends=(tokenizer.eos_id,))
-        self._start = _imprint(model)
+        self._start = imprint(model)
 
     @classmethod
     def load(
@@ -193,8 +193,7 @@ class Seq2Seq:
         if shape.encoder is not None:
             own = switch.build("masks", shape.turns("mask")[0], shape).clock == "causal"
             changes |= {"mask": shape.mask if own else "causal", "encoder": shape.encoder.change({"vocab_size": len(vocab)})}
-        with isolated(torch.device("cpu")):
-            _seed(seed)
+        with seeded(seed):
             model = Transformer(shape.change(changes))
         return cls(model.eval(), WordPiece(vocab), max_length=max_length, max_new=max_new)
 
@@ -235,9 +234,12 @@ class Seq2Seq:
         """Train in place and keep the weights that are best on `dev` by `monitor`, written by greedy search where it asks for texts;
         without dev the last ones. loss(model, rows) -> (sum, count): another than `cross_entropy`. out: a folder for log, checkpoints and,
         at the end, the saved task in out/model; a run found there goes on, if it began with the same model, lengths, loss and data.
-        Other arguments, errors and signals: train.loop.fit."""
+        Errors: ConfigError for a head with an ending of its own, whose loss is another. Other arguments, errors and signals:
+        train.loop.fit."""
         if monitor not in ("-loss", "rouge", "bleu", "exact"):
             raise ConfigError(f"monitor is {monitor!r}.", fix='Choose "-loss", "rouge", "bleu" or "exact".')
+        if loss is cross_entropy or dev is not None:
+            refuse_ending(self.model, "its loss")
         folder, held_out = None if out is None else Path(out), None if dev is None else _checked(dev)
         features = self.encode(train)
         unseen = self.encode(held_out or [])
@@ -283,10 +285,11 @@ class Seq2Seq:
     ) -> dict[str, float]:
         """loss a token (nats), rouge1, rouge2, rougeL, rouge (0.2, 0.4, 0.4 of them), bleu, and exact, the share of answers that are right
         throughout. split: a text to what is compared, by default its characters; `jieba.lcut` for words. Others: see predict. Errors:
-        DataError for no pair."""
+        DataError for no pair, ConfigError for a head with an ending of its own."""
         given = _checked(pairs)
         if not given:
             raise DataError("There is nothing to evaluate on.", fix="Give at least one pair.")
+        refuse_ending(self.model, "its loss")
         answers = self.predict([one.source for one in given], beams=beams, length_penalty=length_penalty, max_new=max_new,
                                processors=processors, batch_size=batch_size, progress=progress)  # fmt: skip
         return {"loss": self._loss(self.encode(given), batch_size), **_figures(given, answers, split)}
@@ -305,7 +308,8 @@ class Seq2Seq:
         """What the model writes for each text, in their order.
 
         beams: width of the beam search; 1: greedy. length_penalty: of it (decoding/search.py). max_new: tokens at most, by default the
-        task's own. processors: what edits the scores on the way (decoding/processors.py). batch_size: texts at once. progress: a
+        task's own. processors: what edits the scores on the way (decoding/processors.py); one that was made for each prompt counts the
+        texts in their order. batch_size: texts at once. progress: a
         bar; None: on a terminal. Errors: DataError for one string instead of a list; ConfigError for a setting out of its range."""
         return list(self.stream(texts, beams=beams, length_penalty=length_penalty, max_new=max_new, processors=processors,
                                 batch_size=batch_size, progress=progress))  # fmt: skip
@@ -324,18 +328,21 @@ class Seq2Seq:
         """As `predict`, one by one, in constant memory: texts, which may be without end, are read 16 batches ahead."""
         if isinstance(texts, str):
             raise DataError("Where a list of texts belongs stands one string.", fix="Give a list of texts.")
+        if isinstance(texts, Sized):
+            check_prompts(processors, len(texts))
         check_whole("batch_size", batch_size, 1, None)
         longest = self.max_new if max_new is None else max_new
         limits, room = self._writer.limits(longest), self._room(longest)
         reader, source = self.model.encoder or self.model, iter(texts)
 
-        def write(sources: list[list[int]]) -> list[Hypothesis]:
+        def write(sources: list[list[int]], processors: Sequence[Processor]) -> list[Hypothesis]:
             prompts = self._padded([Feature(one, []) for one in sources], reader.config, "left").to(self.model.table.device)
             if beams == 1:
                 return greedy(self._writer.stepper, prompts, limits=limits, processors=processors)
             found = beam(self._writer.stepper, prompts, beams=beams, limits=limits, length_penalty=length_penalty, processors=processors)
             return [group[0] for group in found]
 
+        read = 0
         with bar(texts, progress) as tell_done:
             while window := list(islice(source, _WINDOW * batch_size)):
                 sources = self._sources(window, room)
@@ -343,10 +350,13 @@ class Seq2Seq:
                 answers: dict[int, Answer] = {}
                 for first in range(0, len(order), batch_size):
                     places = order[first : first + batch_size]
-                    for place, found in zip(places, write([sources[place] for place in places]), strict=True):
+                    own = of_prompts(processors, [read + place for place in places])
+                    for place, found in zip(places, write([sources[place] for place in places], own), strict=True):
                         answers[place] = Answer(self._writer.decode(found), found.score, found.ended)
                     tell_done(len(places))
                 yield from (answers[place] for place in range(len(window)))
+                read += len(window)
+        check_prompts(processors, read)
 
     def save(self, folder: str | Path) -> None:
         """Write model, tokenizer and settings to a folder that `load` opens and, where it has the architecture, transformers."""
@@ -415,17 +425,6 @@ def _saved(folder: Path) -> dict[str, int]:
     if any(isinstance(value, bool) or not isinstance(value, int) for value in lengths.values()):
         raise CheckpointError(f"{folder}: its task.json doesn't hold the settings of seq2seq.", fix="Save the task again.")
     return {name: value for name, value in lengths.items() if value is not None}
-
-
-def _seed(value: int) -> None:
-    check_whole("seed", value, 0, 2**63 - 1)
-    seed(value)
-
-
-def _imprint(model: Transformer) -> str:
-    """A digest that tells one model's weights from another's: all vectors (biases, norms) and some of the tokens'."""
-    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.dim() == 1} | {"tokens": model.table[:64]}
-    return fingerprint([[name, tensor.detach().float().cpu().numpy()] for name, tensor in sorted(kept.items())])[:16]
 
 
 def _named(loss: Callable[..., Any]) -> str:

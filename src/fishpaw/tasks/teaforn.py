@@ -17,6 +17,7 @@ from fishpaw.contracts import Batch
 from fishpaw.errors import ConfigError
 from fishpaw.losses.generation import masked_cross_entropy, successors
 from fishpaw.model.transformer import Transformer
+from fishpaw.tasks.training import refuse_ending
 
 __all__ = ["expectation", "hidden_states", "teaforn"]
 
@@ -62,10 +63,12 @@ def teaforn(
     the second pass …; the paper's fall geometrically. (1,) is teacher forcing to the bit, and so are zeros at the end: those passes are
     not run. Each pass costs a forward and a backward of the decoder. feed(hidden [m d], logits [m v], table [v e]) -> [m e]: what a pass
     hands on in place of token vectors; segments, positions and norm of the embedding are added anew. Gradients flow through it.
-    Source: arXiv:2010.03494, section 3. Errors: ConfigError for a model that looks ahead or has no vocabulary head, and for weights.
+    Source: arXiv:2010.03494, section 3. Errors: ConfigError for a model that looks ahead, that has no vocabulary head or one with an
+    ending, and for weights.
     """
     if model.mask.clock == "full" or model.config.stream == "positions" or not {"lm", "mlm"} & set(model.heads):
         raise ConfigError("The model can't be asked for its next token.", fix='Load it with mask="causal" or "unilm" and heads=("lm",).')
+    refuse_ending(model, "a loss")
     for weight in weights:
         checks.number("weights", weight, least=0)
     passes = max((n for n, weight in enumerate(weights, start=1) if weight), default=0)

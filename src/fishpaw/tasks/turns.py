@@ -12,6 +12,7 @@ from torch import Tensor
 from fishpaw.errors import FishpawError
 from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.encode import packed
+from fishpaw.tasks.training import refuse_ending
 from fishpaw.text.encoding import Encoding, Tokenizer
 
 __all__ = ["Feature", "Layout", "log_probabilities"]
@@ -90,7 +91,9 @@ class Layout:
 @torch.no_grad()
 def log_probabilities(model: Transformer, features: Sequence[Feature], *, tokens: int = 2048) -> list[Tensor]:
     """log p of each feature's tokens from `asked` on, given all before: [m] in fp32 at least, on the CPU, in their order. tokens: a batch,
-    without padding. In evaluation mode. FishpawError for a model that gives no numbers."""
+    without padding. In evaluation mode. FishpawError for a model that gives no numbers, ConfigError for a head with an
+    ending, whose probabilities these are not."""
+    refuse_ending(model, "the probability of a text")
     found: list[Tensor] = [torch.empty(0)] * len(features)
     encodings = [Encoding(one.ids, one.segments, [], []) for one in features]
     with model.evaluating():

@@ -28,6 +28,7 @@ from fishpaw.data.order import Order
 from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.files import lock, recover
 from fishpaw.optim.adamw import adamw
+from fishpaw.optim.derive import Derived, describe
 from fishpaw.optim.schedules import Schedule, linear
 from fishpaw.train import checkpoint
 from fishpaw.train.interruption import Interruption
@@ -108,6 +109,8 @@ def fit(
         seed(options.seed)
         model.train()
         made = optimizer(model) if optimizer else adamw(model, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        if isinstance(made, Derived) and made.accumulates:
+            raise ConfigError("The optimizer accumulates gradients, and so does fit.", fix="Leave Accumulate out: set Options.accumulate.")
         for group in made.param_groups:
             group.setdefault("initial_lr", group["lr"])
         run = Run(
@@ -189,7 +192,7 @@ def _identity(
     own = {
         "options": {name: value for name, value in dataclasses.asdict(options).items() if name not in WITHOUT_EFFECT},
         "data": {"examples": len(order.lengths), "tokens": int(order.lengths.sum()), "digest": digest},
-        "optimizer": type(optimizer).__name__,
+        "optimizer": describe(optimizer),
         "monitor": monitor,
         "torch": str(torch.__version__),
     }

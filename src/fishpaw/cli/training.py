@@ -1,0 +1,37 @@
+"""The end of each verb `train`: how the run goes on stderr, what came of it on stdout; Ctrl-C leaves a run that can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fishpaw.terminal import beside_a_bar, leave, tell, write_figures
+
+if TYPE_CHECKING:
+    from fishpaw.train.loop import Result
+
+__all__ = ["run"]
+
+
+def run(fit: Callable[..., Result], curve: Callable[[dict[str, Any]], str | None], out: Path, as_json: bool) -> None:
+    """fit: a task's, with all but `report`. curve: a record of the log as a line, None for one that isn't shown."""
+    say = beside_a_bar(tell)
+    stopped_at: list[int] = []
+
+    def report(record: dict[str, Any]) -> None:
+        if record["event"] == "stop":
+            stopped_at.append(record["step"])
+        elif line := f"fishpaw: going on from step {record['step']}" if record["event"] == "resume" else curve(record):
+            say(line)
+
+    try:
+        result = fit(report=report)
+    except KeyboardInterrupt:
+        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
+        leave(130)
+    if result.resumed_from == result.step:
+        tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
+    figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
+               "seconds": result.seconds, "model": str(out / "model")}
+    write_figures(figures, as_json)

@@ -359,7 +359,7 @@ def test_what_is_proven_in_words():
     ({"search": "sample", "processors": [Typical(0.9)]}, None, False, None),
     ({"search": "sample", "processors": [TopP(0.4), Temperature(1.2)]}, None, True, None),
     ({"search": "sample", "processors": [lambda logits, tokens: logits]}, None, False, None),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_is_proven_of_a_self_terminating_model(options, steps, surely, expected):
     found = termination(SelfTerminating(END, 1e-3), Limits(64, ends=(END,)), **options)
     assert (found.steps, found.surely, found.expected) == (steps, surely, None if expected is None else pytest.approx(expected))

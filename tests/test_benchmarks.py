@@ -30,6 +30,8 @@ SCRIPTS = {
     "long_attention": ["--skip-memory", "--train"],
     "long_attention memory": ["--lengths", "32"],
     "load": ["--runs", "1"],
+    "optimizers": [],
+    "shuffle": ["--leave-out", "sort"],
     "generate": ["--parts", "greedy,sample,beam"],
     "generate parts": ["--parts", "limit,outside,unilm"],
 }

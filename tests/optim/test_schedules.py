@@ -1,11 +1,11 @@
-"""The linear schedule: known values, its peak, its ends, and refusals."""
+"""Schedules: known values, peaks, ends, and refusals."""
 
 from __future__ import annotations
 
 import pytest
 
 from fishpaw.errors import ConfigError
-from fishpaw.optim.schedules import linear
+from fishpaw.optim.schedules import linear, piecewise
 
 
 def test_known_values() -> None:
@@ -28,3 +28,17 @@ def test_every_step_learns_and_none_more_than_the_peak(steps: int, warmup: float
 def test_a_warmup_that_is_no_share_is_refused(warmup: float) -> None:
     with pytest.raises(ConfigError, match="warmup is"):
         linear(10, warmup=warmup)
+
+
+def test_piecewise_has_the_values_of_its_source() -> None:
+    factor = piecewise({1000: 1, 2000: 0.1})
+    assert [factor(step) for step in (0, 500, 1000, 1500, 2000, 5000)] == pytest.approx([0, 0.5, 1, 0.55, 0.1, 0.1])
+    assert [piecewise({0: 1})(step) for step in (0, 7)] == [1, 1]
+    assert [piecewise({2: 0, 0: 1})(step) for step in range(4)] == [1, 0.5, 0, 0]                # in any order
+
+
+@pytest.mark.parametrize(("knots", "says"), [({}, "no steps"), ({-1: 1}, "step -1"), ({0.5: 1}, "step 0.5"), ({0: -1}, "0 is -1"),
+                                             ({True: 1}, "step True"), ({0: float("inf")}, "0 is inf")])  # fmt: skip
+def test_knots_that_make_no_schedule_are_refused(knots: dict[int, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        piecewise(knots)

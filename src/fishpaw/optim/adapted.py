@@ -34,13 +34,11 @@ def adapted_step(
     sizes, moved = [], []
     blocks = (tensor.reshape(-1).split(_BLOCK) for tensor in (flat, gradient, state["exp_avg"], state["exp_avg_sq"], direction))
     for own, slope, first, second, way in zip(*blocks, strict=True):
-        way.zero_()                                                # from 0 with rate 1 the kernel leaves − the direction
+        way.copy_(own)                                             # the kernel leaves θ (1 − (1 + λ)) − Adam's direction = − h
         torch._fused_adamw_(
-            [way], [slope], [first], [second], [], [state["step"]], lr=1.0, beta1=betas[0], beta2=betas[1], weight_decay=0.0, eps=epsilon,
-            amsgrad=False, maximize=False,
+            [way], [slope], [first], [second], [], [state["step"]], lr=1.0, beta1=betas[0], beta2=betas[1], weight_decay=1 + decay,
+            eps=epsilon, amsgrad=False, maximize=False,
         )  # fmt: skip
-        if decay:
-            way.add_(own, alpha=-decay)
         sizes.append(torch.dot(own, own))
         moved.append(torch.dot(way, way))
     size, length = (float(torch.stack(squares).sum().sqrt()) for squares in (sizes, moved))

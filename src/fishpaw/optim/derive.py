@@ -33,6 +33,7 @@ from fishpaw.optim.transforms import (
     Rates,
     Transform,
     WeightDecay,
+    copy_each,
 )
 
 __all__ = ["Derived", "derive", "describe"]
@@ -323,7 +324,7 @@ class Derived(Optimizer):
                     for p, state in zip(parameters, states, strict=True)]  # fmt: skip
             work.append((change, Moves(rate, parameters, before, [cast(Tensor, p.grad) for p in parameters], states, held)))
         if copied:
-            torch._foreach_copy_([copy for _, copy in copied.values()], [tensor for tensor, _ in copied.values()])
+            copy_each([copy for _, copy in copied.values()], [tensor for tensor, _ in copied.values()])
         if leading and isinstance(self._changes[0], WeightDecay):
             torch._foreach_mul_(leading, 1 - rate * self._changes[0].rate)
         return work

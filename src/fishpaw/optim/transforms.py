@@ -18,7 +18,7 @@ from fishpaw.errors import ConfigError
 from fishpaw.optim.schedules import piecewise
 
 __all__ = ["OWN", "Accumulate", "Average", "Change", "Clip", "Exclusion", "Later", "LayerAdaptation", "Lazy", "Lookahead", "Moves",
-           "PiecewiseLinear", "Rates", "Transform", "WeightDecay", "named_by", "vectors"]  # fmt: skip
+           "PiecewiseLinear", "Rates", "Transform", "WeightDecay", "copy_each", "named_by", "vectors"]  # fmt: skip
 
 Exclusion = Sequence[str | Callable[[str, Tensor], bool]]
 """Parts of names ("embedding") and functions of (name, parameter) such as `vectors`; one that holds is enough."""
@@ -38,6 +38,15 @@ def vectors(name: str, parameter: Tensor) -> bool:
 def named_by(exclusion: Exclusion, name: str, parameter: Tensor) -> bool:
     """True if one of `exclusion` holds."""
     return any(part in name if isinstance(part, str) else part(name, parameter) for part in exclusion)
+
+
+def copy_each(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy in place; in one call but for tensors that are spread over processes, for which torch has none."""
+    if any(hasattr(tensor, "full_tensor") for tensor in targets):
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+    else:
+        torch._foreach_copy_(targets, sources)
 
 
 @dataclasses.dataclass
@@ -154,7 +163,8 @@ class Lazy(Change):
     def change(self, moves: Moves) -> None:
         of_each = zip(moves.parameters, moves.before, moves.gradients, moves.states, moves.held, strict=True)
         for parameter, before, gradient, state, held in of_each:
-            active = (torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1) != 0).nonzero().squeeze(1)      # a nan is a gradient
+            flat = gradient.flatten(1)
+            active = ((flat.amax(1) != 0) | (flat.amin(1) != 0)).nonzero().squeeze(1)         # two fast passes; a nan is a gradient
             pairs = [(parameter, before), *((state[key], old) for key, old in held.items() if len(old) == len(parameter))]
             for new, old in pairs:
                 rows = new.index_select(0, active)                 # [active …]
@@ -189,7 +199,7 @@ class Lookahead(Later):
         if len(blocks) < len(pairs):
             rest = [pair for pair in pairs if not all(_is_plain(tensor) for tensor in pair)]
             torch._foreach_lerp_([slow for slow, _ in rest], [fast for _, fast in rest], self.alpha)
-            torch._foreach_copy_([fast for _, fast in rest], [slow for slow, _ in rest])
+            copy_each([fast for _, fast in rest], [slow for slow, _ in rest])
 
 
 @dataclasses.dataclass(frozen=True)

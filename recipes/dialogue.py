@@ -11,6 +11,7 @@ Figures of the measured part: perplexity a character; relevance: 1,000 true next
 the ROC curve (0.5: chance), by mean log-probability, which mostly says how usual a turn is, and by mutual information with the
 history, which says what it has to do with it and is the one to look at (floor 0.60, goal 0.65); Distinct-1 and -2 of 1,000 replies drawn
 by top-k 5. Then three conversations begun by people and gone on with by the model, of 8 drawn replies each time the most informative.
+Expected: perplexity 15.6, relevance 0.620 by log-probability and 0.878 by mutual information, Distinct-1 0.040 and -2 0.189.
 """
 
 import argparse

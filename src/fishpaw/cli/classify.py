@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,7 +26,20 @@ from fishpaw.cli.arguments import (
     source_of,
     with_parts,
 )
-from fishpaw.cli.training import run
+from fishpaw.cli.training import (
+    Accumulate,
+    Epochs,
+    EvaluateEvery,
+    LearningRate,
+    Out,
+    Patience,
+    Precision,
+    Restart,
+    Steps,
+    Warmup,
+    WeightDecay,
+    run,
+)
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
@@ -40,27 +52,27 @@ __all__ = ["evaluate_classify", "predict_classify", "train_classify"]
 
 def train_classify(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")],
+    out: Out,
     dev: Annotated[str | None, typer.Option(help="Examples to choose the best weights by.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from; default: a small RoFormer from nothing.")] = None,
     labels: Annotated[str | None, typer.Option(help="The labels, by commas; default: those in the data, sorted.")] = None,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="Any number of labels may hold at once: jsonl with "
                                               '"labels": ["a", "b"] (or []), or a,b in the label\'s column.')] = False,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
-    steps: Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")] = None,
+    epochs: Epochs = 3.0,
+    steps: Steps = None,
     batch_size: Annotated[int, typer.Option(help="Rows a batch.")] = 32,
-    accumulate: Annotated[int, typer.Option(help="Batches an update.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")] = None,
-    warmup: Annotated[float, typer.Option(help="Share of the steps that lead up to it.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01,
+    accumulate: Accumulate = 1,
+    learning_rate: LearningRate = None,
+    warmup: Warmup = 0.1,
+    weight_decay: WeightDecay = 0.01,
     max_length: Annotated[int | None, typer.Option(help="Tokens a text; longer ones are cut on the right. Default: 128, of a trained task "
                                                    "its own; never beyond the model's positions.")] = None,
     family: Annotated[str | None, typer.Option(help="bert, t5_encoder or another, where the checkpoint doesn't tell.")] = None,
     change: Changes = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations; default: an epoch.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after that many evaluations without a new best.")] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT holds a run that could go on.")] = False,
+    precision: Precision = "fp32",
+    evaluate_every: EvaluateEvery = None,
+    patience: Patience = None,
+    restart: Restart = False,
     skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
     seed: Seed = 0,
     device: Device = "auto",

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Model, Seed, changes_of, check_out, device_of, source_of
-from fishpaw.cli.training import run
+from fishpaw.cli.training import (
+    Accumulate,
+    Epochs,
+    EvaluateEvery,
+    LearningRate,
+    Out,
+    Patience,
+    Precision,
+    Restart,
+    Steps,
+    Warmup,
+    WeightDecay,
+    run,
+)
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.terminal import tell, write_figures
 
@@ -22,7 +34,7 @@ __all__ = ["evaluate_dialogue", "train_dialogue"]
 
 def train_dialogue(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")],
+    out: Out,
     dev: Annotated[str | None, typer.Option(help="Conversations to choose the best weights by.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from; default: a small RoFormer from nothing.")] = None,
     speaker: Annotated[int | None, typer.Option(min=0, max=1, help="Learn only what this one says: 0 began, 1 answered.")] = None,
@@ -30,21 +42,21 @@ def train_dialogue(
                                          "the probability of a reply to anything.")] = 0.1,
     backward: Annotated[bool, typer.Option("--backward", help="Last turn first: a model that guesses the question, for chat "
                                            "--rerank N --backward MODEL.")] = False,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
-    steps: Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")] = None,
+    epochs: Epochs = 3.0,
+    steps: Steps = None,
     batch_size: Annotated[int, typer.Option(help="Conversations a batch.")] = 16,
-    accumulate: Annotated[int, typer.Option(help="Batches an update.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")] = None,
-    warmup: Annotated[float, typer.Option(help="Share of the steps that lead up to it.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01,
+    accumulate: Accumulate = 1,
+    learning_rate: LearningRate = None,
+    warmup: Warmup = 0.1,
+    weight_decay: WeightDecay = 0.01,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a conversation; longer ones are read in pieces of whole turns. Default: "
                                                    "512, from nothing 256, of a trained task its own.")] = None,
     family: Annotated[str | None, typer.Option(help="bert, gpt2 or another, where the checkpoint doesn't tell.")] = None,
     change: Changes = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations; default: an epoch.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after that many evaluations without a new best.")] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT holds a run that could go on.")] = False,
+    precision: Precision = "fp32",
+    evaluate_every: EvaluateEvery = None,
+    patience: Patience = None,
+    restart: Restart = False,
     skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
     seed: Seed = 0,
     device: Device = "auto",

@@ -1,17 +1,34 @@
-"""The end of each verb `train`: how the run goes on stderr, what came of it on stdout; Ctrl-C leaves a run that can go on."""
+"""What the verbs `train` share: their options; how a run goes on stderr, what came of it on stdout; Ctrl-C leaves one that can go on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from fishpaw.terminal import beside_a_bar, leave, tell, write_figures
 
 if TYPE_CHECKING:
     from fishpaw.train.loop import Result
 
-__all__ = ["run"]
+__all__ = [
+    "Accumulate", "Epochs", "EvaluateEvery", "LearningRate", "Out", "Patience", "Precision", "Restart", "Steps", "Warmup", "WeightDecay",
+    "run",
+]  # fmt: skip
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")]
+Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
+Steps = Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")]
+Accumulate = Annotated[int, typer.Option(help="Batches an update.")]
+LearningRate = Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")]
+Warmup = Annotated[float, typer.Option(help="Share of the steps that lead up to it.")]
+WeightDecay = Annotated[float, typer.Option(help="Of matrices.")]
+Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
+EvaluateEvery = Annotated[int | None, typer.Option(help="Steps between evaluations; default: an epoch.")]
+Patience = Annotated[int | None, typer.Option(help="Stop after that many evaluations without a new best.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT holds a run that could go on.")]
 
 
 def run(fit: Callable[..., Result], curve: Callable[[dict[str, Any]], str | None], out: Path, as_json: bool) -> None:

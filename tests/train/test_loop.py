@@ -298,3 +298,10 @@ def test_killed_with_sigkill_at_twenty_random_moments_and_the_planted_fault_is_f
 def test_killed_before_each_file_operation() -> None:
     said = kill("--every", "1", "--epochs", "0.3", "--width", "13")
     assert said["kills"] == said["operations"] > 50 and said["differing"] == []
+
+
+def test_patience_without_an_evaluation_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+    """It would never end a run, and whoever set it would wait for that."""
+    with pytest.raises(ConfigError, match="patience is 2, but nothing is evaluated"):
+        toy.train(tmp_path, dataclasses.replace(toy.OPTIONS, patience=2), evaluate=None)
+    assert not list(tmp_path.iterdir())

@@ -98,6 +98,8 @@ def fit(
     infinite (nothing was learned from that batch; checkpoint/ is the state before it), or if `out` can't be written or another process
     trains there; ConfigError for an identity that is no JSON.
     """
+    if options.patience is not None and evaluate is None:
+        raise ConfigError(f"patience is {options.patience}, but nothing is evaluated.", fix="Give examples to evaluate, or leave it out.")
     device, out = next(model.parameters()).device, None if out is None else Path(out)
     with ExitStack() as stack:
         if out is not None:

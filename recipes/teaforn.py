@@ -4,8 +4,8 @@
 
 DIR/corpus/classical_modern_bitext holds pairs of sentences, here those of 24 characters at most: 113,061 of 82 books to train, 300 of ten
 other books to evaluate. Both ways begin with the same weights and read the same batches. All is kept in --out: a run that was stopped
-goes on, one that ended is only read. Expected: the classical sentence as it is has BLEU 24.9 and ROUGE-L 58.2 (characters); a model that
-does more than copy has more. About 40 minutes of one core.
+goes on, one that ended is only read. Expected at beam 4: teacher forcing BLEU 26.5 ± 0.6, ROUGE-L 57.7; TeaForN 21.9 ± 1.1, 54.4: from
+random weights and so briefly it doesn't pay. The classical sentence as it is: 24.9 and 58.2. About 50 minutes of one core.
 """
 
 import argparse

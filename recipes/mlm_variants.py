@@ -76,7 +76,8 @@ unseen, train = pieces[::50][: 8 if arguments.smoke else 512], [piece for index,
 def masked(batch, generator=None):
     """What the model reads, the places it is asked about, and what stood there."""
     ids = torch.stack(list(batch)).flatten()
-    seen, places = mask_tokens(ids, mask_id=tokens.index("[MASK]"), vocab_size=len(tokens), generator=generator)
+    draw = numpy.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    seen, places = map(torch.from_numpy, mask_tokens(ids.numpy(), draw, mask_id=tokens.index("[MASK]"), vocab_size=len(tokens)))
     return Batch.padded(seen.view(-1, 128)), places, ids[places]
 
 def loss(model, batch):
@@ -117,7 +118,6 @@ for name in arguments.only:
     best = min(trials, key=lambda one: one["loss"])["rate"]
     done = [run(f"{name} {seed}", build(VARIANTS[name], seed), best, steps, seed) for seed in range(3 if name in THRICE else 1)]
     table[name] = {"rate": best, "losses": [one["loss"] for one in done], "accuracies": [one["accuracy"] for one in done]}
-
 # RealFormer's claim: no harm from a high rate without warm-up. The article's question: a trained softmax model with FAVOR+ in its place.
 abrupt = {name: run(f"abrupt {name}", build(VARIANTS[name], 0), 5e-3, trial, 0, warmup=0.0)["loss"] for name in THRICE}
 if (trained := arguments.out / "post-LN_0" / "weights.pt").exists():

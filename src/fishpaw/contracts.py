@@ -65,13 +65,15 @@ class Grid:
         """[n …] -> [b t …]"""
         size = self.size
         mine: Tensor = flat if size == len(flat) else flat.narrow(0, self.start, size)
-        laid: Tensor = mine.reshape(self.b, self.t, *mine.shape[1:]) if self.index is None else mine[self.index]
+        if self.index is None:
+            return mine.reshape(self.b, self.t, *mine.shape[1:])
+        laid: Tensor = mine.index_select(0, self.index.flatten()).view(self.b, self.t, *mine.shape[1:])    # not mine[index]: slow backwards
         return laid
 
     def flat(self, laid: Tensor) -> Tensor:
         """[b t …] -> [m …]"""
         every: Tensor = laid.flatten(0, 1)
-        return every if self.cells is None else every[self.cells]
+        return every if self.cells is None else every.index_select(0, self.cells)
 
     def split(self, flat: Tensor, heads: int) -> Tensor:
         """[n h*d] -> [b h t d]"""

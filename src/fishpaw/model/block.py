@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fishpaw import activations, switch
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Attention, Memory, View
+from fishpaw.model.dropout import Dropout
 from fishpaw.model.linear import Linear
 from fishpaw.model.multihead import MultiHead
 from fishpaw.model.refusals import refused
@@ -70,7 +71,7 @@ class Block(nn.Module):
         self.cross_norm: nn.Module | None = switch.build("norms", config.norm, config.hidden_size) if config.encoder else None
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def kernels(self) -> tuple[Attention, Attention | None]:

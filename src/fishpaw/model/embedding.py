@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fishpaw import switch
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Batch, Position
+from fishpaw.model.dropout import Dropout
 from fishpaw.model.linear import Linear
 
 __all__ = ["Embedding"]
@@ -27,7 +28,7 @@ class Embedding(nn.Module):
         self.tokens = table                                                                             # not initialised twice
         self.segments = nn.Embedding.from_pretrained(torch.empty(config.segments, size), freeze=False) if config.segments else None
         self.norm: nn.Module | None = switch.build("norms", config.norm, size) if config.embedding_norm else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.project = Linear(size, config.hidden_size, std=std) if size != config.hidden_size else None
         self.query = nn.Parameter(torch.randn(size) * std) if config.stream == "positions" else None
         for table in (self.tokens, self.segments):

@@ -19,6 +19,7 @@ from fishpaw.config import ModelConfig
 from fishpaw.contracts import Attention, Memory, View
 from fishpaw.errors import ConfigError
 from fishpaw.model.block import Surroundings
+from fishpaw.model.dropout import Dropout
 from fishpaw.model.linear import Linear
 from fishpaw.model.refusals import refused
 
@@ -93,7 +94,7 @@ class Unit(nn.Module):
         self.norm_at = config.norm_at
         self.attention = GatedAttention(config)
         self.attention_norm: nn.Module = switch.build("norms", config.norm, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def kernels(self) -> tuple[Attention, Attention | None]:

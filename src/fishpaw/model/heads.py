@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fishpaw import activations, checks, switch
 from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
+from fishpaw.model.dropout import Dropout
 from fishpaw.model.linear import Linear, Packed, product
 
 __all__ = [
@@ -134,7 +135,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.labels = tuple(labels)
         self.multi_label = multi_label
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.dense = Linear(config.hidden_size, len(self.labels), std=config.init_std)
 
     def forward(self, pooled: Tensor) -> Tensor:

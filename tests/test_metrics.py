@@ -27,6 +27,7 @@ from fishpaw.metrics import (
     majority_accuracy,
     multilabel,
     rouge,
+    spearman,
 )
 
 TRUE = ["cat", "cat", "cat", "cat", "dog", "dog", "hen"]
@@ -478,3 +479,28 @@ def test_adjusting_by_the_prior_and_searching_meet() -> None:
 def test_a_threshold_of_nothing_is_refused(call: Any) -> None:
     with pytest.raises(DataError):
         call()
+
+
+def test_spearman_by_hand() -> None:
+    assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1.0) and spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5.0))
+    assert spearman([5, 5], [1, 2]) == 0.0
+    with pytest.raises(DataError):
+        spearman([1.0], [1.0, 2.0])
+    with pytest.raises(DataError):
+        spearman([], [])
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=40))
+def test_spearman_is_pearson_of_ranks_and_sees_order_alone(pairs: list[tuple[int, int]]) -> None:
+    one, other = [a for a, _ in pairs], [b for _, b in pairs]
+
+    def ranks(values: list[int]) -> list[float]:
+        return [sum(v < value for v in values) + (1 + sum(v == value for v in values)) / 2 for value in values]
+
+    a, b = ranks(one), ranks(other)
+    mean = sum(a) / len(a)
+    spread = math.sqrt(sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b))
+    expected = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True)) / spread if spread else 0.0
+    assert spearman(one, other) == pytest.approx(expected, abs=1e-9)
+    assert spearman([math.exp(x) for x in one], other) == spearman(one, other)

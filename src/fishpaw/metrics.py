@@ -1,5 +1,5 @@
-"""How right predictions are: of labels accuracy, precision, recall, F1 and AUC, of texts ROUGE, BLEU and distinct n-grams. Plain values in,
-plain numbers out.
+"""How right predictions are: of labels accuracy, precision, recall, F1 and AUC, of scores Spearman's correlation, of texts ROUGE, BLEU and
+distinct n-grams. Plain values in, plain numbers out.
 
 Definitions: van Rijsbergen, Information Retrieval (1979), chapter 7. Macro F1 is the mean of the labels' F1, not the F1 of the mean
 precision and recall, which is another number (arXiv:1911.03347). A share of nothing, 0 / 0, is 0. A text is a sequence of tokens; a
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from fishpaw.errors import DataError
 
 __all__ = ["Counts", "Report", "Rouge", "Threshold", "accuracy", "auc", "best_threshold", "bleu", "classification", "confusion",
-           "distinct", "majority_accuracy", "multilabel", "rouge"]
+           "distinct", "majority_accuracy", "multilabel", "rouge", "spearman"]
 
 Text = Sequence[Hashable]
 
@@ -227,6 +227,18 @@ def auc(positive: Iterable[float], negative: Iterable[float]) -> float:
     return twice / (2 * len(above) * len(below))
 
 
+def spearman(predicted: Iterable[float], true: Iterable[float]) -> float:
+    """Spearman's rank correlation, from -1 to 1: Pearson's of the ranks, of equal scores their mean rank. 0 where one side is all equal.
+    Errors: DataError for sides of different lengths, none at all, or a score that is no number."""
+    one, other = _scores(predicted, "predicted"), _scores(true, "true")
+    _same_length(one, other)
+    first, second = _ranks(one), _ranks(other)
+    middle = (len(one) + 1) / 2
+    product = math.fsum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
+    spread = math.sqrt(math.fsum((a - middle) ** 2 for a in first)) * math.sqrt(math.fsum((b - middle) ** 2 for b in second))
+    return product / spread if spread else 0.0
+
+
 def best_threshold(
     positive: Iterable[float], negative: Iterable[float], *, measure: Literal["f1", "balanced_accuracy"] = "f1"
 ) -> Threshold:
@@ -306,6 +318,12 @@ def _scores(values: Iterable[float], name: str) -> list[float]:
     if not found:
         raise DataError(f"There is no {name} example.", fix="Give at least one of either kind.")
     return found
+
+
+def _ranks(scores: Sequence[float]) -> list[float]:
+    """From 1; equal scores share the mean of their ranks."""
+    order = sorted(scores)
+    return [(bisect_left(order, score) + bisect_right(order, score) + 1) / 2 for score in scores]
 
 
 def _check_order(name: str, value: object) -> None:

@@ -265,3 +265,29 @@ def test_transformers_opens_the_tokenizer_beside_any_model(family, tmp_path):
     for text, pair in (("鱼与ABC 熊", None), ("abc", "掌 [MASK] 兼x")):
         assert theirs(text, pair)["input_ids"] == tokenizer.encode(text, pair).ids
     assert theirs.mask_token_id == 4 and theirs.decode(theirs("abc")["input_ids"], skip_special_tokens=True) == "abc"
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 2000, 1 << 40])
+def test_halves_in_shards_come_back(tmp_path: Path, shard_bytes: int) -> None:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**SIZES, heads=("mlm", "pooler")))
+    save(model, tmp_path / "x", dtype=torch.float16, shard_bytes=shard_bytes)
+    verify_manifest(tmp_path / "x")
+    files = sorted((tmp_path / "x").glob("*.safetensors"))
+    assert (len(files) > 1) == (shard_bytes < 1 << 40) == (tmp_path / "x" / "model.safetensors.index.json").exists()
+    if shard_bytes == 2000:
+        assert all(file.stat().st_size < 2000 + 4096 for file in files)
+        index = json.loads((tmp_path / "x" / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        assert index["metadata"]["total_size"] == sum(2 * p.numel() for p in model.parameters())
+        assert set(index["weight_map"].values()) == {file.name for file in files}
+    again = load_model(tmp_path / "x")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.half().float()), name
+        assert not torch.equal(tensor, tensor.half().float()) or not tensor.any() or (tensor == 1).all()    # the planted fault: not halved
+    assert torch.equal(next(model.parameters()), next(model.parameters()).float())                            # the model itself stays
+
+
+def test_a_shard_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shard_bytes"):
+        save(Transformer(ModelConfig(**SIZES)), tmp_path / "x", shard_bytes=0)
+    assert not (tmp_path / "x").exists()

@@ -1,5 +1,5 @@
-"""Save a model as a folder that opens here and, wherever transformers has the architecture, there: config.json, model.safetensors, the
-tokenizer's files and manifest.json."""
+"""Save a model as a folder that opens here and, wherever transformers has the architecture, there: config.json, model.safetensors (or its
+shards and their index), the tokenizer's files and manifest.json."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from fishpaw import checks
 from fishpaw.config import ModelConfig
 from fishpaw.errors import ConfigError
 from fishpaw.files import folder_atomic
@@ -33,9 +35,18 @@ class Saveable(Protocol):
         """Write the files into an existing folder."""
 
 
-def save(model: Transformer, folder: str | Path, tokenizer: Saveable | None = None) -> None:
+def save(
+    model: Transformer,
+    folder: str | Path,
+    tokenizer: Saveable | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int | None = None,
+) -> None:
     """Write the model to `folder`, whole or not at all; an older model there is replaced at the end. The same model gives the same bytes.
 
+    dtype: of the tensors in the files, torch.float16 for half the size; None: as they are. shard_bytes: at most so many bytes of tensors a
+    file; None: one file. A tensor that is larger stands alone.
     Tensors have transformers' names and shapes where transformers has the architecture; else config.json says model_type "fishpaw", so
     that transformers refuses the folder, and a warning in the log names the reason. "origin" in config.json is the hub id and the commit
     that the model was made from, if it was; generation_config.json has the ids of `model.generation`, if it has any and decodes.
@@ -43,6 +54,7 @@ def save(model: Transformer, folder: str | Path, tokenizer: Saveable | None = No
     the disk is full or the folder not writable, and then the older model is untouched.
     """
     check(model, folder, tokenizer)
+    checks.whole("shard_bytes", shard_bytes, least=1, most=1 << 62, optional=True)
     values, tensors = export(model.config, model.state_dict())
     if values["model_type"] == "fishpaw":
         what = "%s: saved as model_type 'fishpaw', which transformers can't open. It has no counterpart of %s."
@@ -51,7 +63,7 @@ def save(model: Transformer, folder: str | Path, tokenizer: Saveable | None = No
     with folder_atomic(folder) as new:
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8", newline="\n")
-        write_safetensors(tensors, new / "model.safetensors")
+        _write(tensors, new, dtype, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(new)
 
@@ -101,3 +113,26 @@ def reasons(config: ModelConfig, state: Mapping[str, Tensor]) -> list[str]:
     rows = spelled_rows(family, config)
     lone = [name for name in state if name not in rows]
     return unlike(config, family) or [f"the tensor {name}" for name in lone[:1]]
+
+
+def _write(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype | None, shard_bytes: int | None) -> None:
+    kept = {name: one.to(dtype) if dtype is not None and one.is_floating_point() else one for name, one in tensors.items()}
+    shards: list[dict[str, Tensor]] = []
+    left = 0
+    for name, tensor in sorted(kept.items()):
+        size = tensor.numel() * tensor.dtype.itemsize
+        if not shards or (shard_bytes is not None and size > left):
+            shards.append({})
+            left = shard_bytes or 0
+        shards[-1][name] = tensor
+        left -= size
+    if len(shards) <= 1:
+        write_safetensors(kept, folder / "model.safetensors")
+        return
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        write_safetensors(shard, folder / file)
+    total = sum(tensor.numel() * tensor.dtype.itemsize for tensor in kept.values())
+    places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ import fishpaw
 
 VERBS = [[], ["demo"], ["doctor"], ["train"], ["train", "classify"], ["train", "dialogue"], ["train", "seq2seq"],
          ["evaluate", "classify"], ["evaluate", "dialogue"], ["evaluate", "seq2seq"], ["predict", "classify"], ["predict", "seq2seq"],
-         ["fill"], ["chat"], ["generate"], ["convert"], ["export"], ["export", "onnx"]]  # fmt: skip
+         ["fill"], ["score"], ["chat"], ["generate"], ["convert"], ["export"], ["export", "onnx"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -63,7 +63,8 @@ def test_wrong_usage_ends_with_2(fishpaw_, words):
 def test_doctor_says_each_line_in_both_ways(fishpaw_):
     plain, objects = fishpaw_("doctor"), fishpaw_("doctor", "--json").objects
     assert plain.code == 0 and [line.split()[0] for line in plain.lines] == [one["subject"] for one in objects]
-    assert all(one["found"] in line for one, line in zip(objects, plain.lines, strict=True))
+    measured = {"memory", "models", "product", "dtype", "forward", "training"}             # anew each time
+    assert all(one["found"] in line for one, line in zip(objects, plain.lines, strict=True) if one["subject"] not in measured)
 
 
 def test_models_that_are_none_are_one_sentence(fishpaw_, models, files, refused):

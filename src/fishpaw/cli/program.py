@@ -20,6 +20,7 @@ from fishpaw.cli.dialogue import evaluate_dialogue, train_dialogue
 from fishpaw.cli.fill import fill
 from fishpaw.cli.generate import generate
 from fishpaw.cli.models import convert, export_onnx
+from fishpaw.cli.score import score
 from fishpaw.cli.seq2seq import evaluate_seq2seq, predict_seq2seq, train_seq2seq
 from fishpaw.cli.shuffle import shuffle
 from fishpaw.errors import FishpawError
@@ -77,12 +78,12 @@ def demo(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine offers and what is missing."""
+    """Say what this machine offers, what speed to expect of it and what is missing. Measures for about two seconds."""
     from fishpaw.doctor import examine
 
     for one in examine():
         if as_json:
-            write_json({"subject": one.subject, "found": one.found, "advice": one.advice})
+            write_json({"subject": one.subject, "found": one.found, "advice": one.advice, "figures": dict(one.figures)})
         else:
             write(f"{one.subject:16} {one.found}" + (f"  ->  {one.advice}" if one.advice else ""))
 
@@ -98,7 +99,7 @@ def _group(verb: str, about: str, **tasks: Callable[..., None]) -> None:
 app = typer.Typer(name="fishpaw", cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
                   help=program.__doc__)
 app.callback(invoke_without_command=True)(program)
-for _verb in (demo, doctor, fill, generate, chat, convert, shuffle):
+for _verb in (demo, doctor, fill, score, generate, chat, convert, shuffle):
     app.command()(_verb)
 _group("train", "Train a task.", classify=train_classify, dialogue=train_dialogue, seq2seq=train_seq2seq)
 _group("evaluate", "Measure a trained task on labelled examples.", classify=evaluate_classify, dialogue=evaluate_dialogue,

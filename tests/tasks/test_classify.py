@@ -19,6 +19,8 @@ from fishpaw.contracts import Batch
 from fishpaw.data.labelled import LabelledText
 from fishpaw.errors import CheckpointError, ConfigError, DataError, FishpawError
 from fishpaw.files import lock
+from fishpaw.losses.imbalance import focal
+from fishpaw.losses.penalties import adversarial
 from fishpaw.model import linear
 from fishpaw.model.transformer import Transformer
 from fishpaw.positions.learned import Learned
@@ -625,3 +627,33 @@ def test_a_position_of_ones_own_is_told_before_the_first_step(untrained, toy, tm
     with pytest.raises(ConfigError, match=r"torch\.save\(model\.state_dict\(\), FILE\), or put the part in the folder fishpaw/positions"):
         Classify(model, untrained.tokenizer).fit(toy(8), options=BRIEF, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+# Another loss
+
+def test_another_loss_is_minimised_and_a_run_knows_which(toy, tiny, tmp_path):
+    train = toy(64)
+    asked = []
+
+    def doubled(model, rows):
+        asked.append(len(rows.targets))
+        total, count = classify.label_loss(model, rows)
+        return total + focal(model(rows.texts).classes, rows.targets)[0], count
+
+    def trained(out=None, **given):
+        task = Classify.new([one.text for one in train], ["neg", "pos"], config=tiny(), max_length=24, seed=3)
+        task.fit(train, options=BRIEF, progress=False, out=out, **given)
+        return task.model.state_dict()["heads.classifier.dense.weight"].clone()
+
+    plain, other = trained(), trained(tmp_path / "run", loss=doubled)
+    assert asked == [8, 8, 8] and not torch.equal(plain, other)
+    assert torch.equal(plain, trained(loss=classify.label_loss))
+    place = {}
+
+    def attacked(model, rows):                                       # a penalty around the loss, as docs/en/losses.md has it
+        place["loss"] = place.get("loss") or adversarial(classify.label_loss, model.embedding.tokens, rows=lambda rows: rows.texts.row)
+        return place["loss"](model, rows)
+
+    assert not torch.equal(plain, trained(loss=attacked))
+    with pytest.raises(CheckpointError, match="loss"):
+        trained(tmp_path / "run")

@@ -24,7 +24,7 @@ from fishpaw.model.transformer import Transformer
 from fishpaw.switch import Spec, spec_name, spec_options
 from fishpaw.tasks.encode import bar, compute, encoded, refuse_decoder, windows
 from fishpaw.tasks.settings import WithSettings, read_settings
-from fishpaw.tasks.training import imprint, seeded
+from fishpaw.tasks.training import imprint, named, seeded
 from fishpaw.text.encoding import Encoding, Tokenizer, check_pairs
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
@@ -34,7 +34,7 @@ from fishpaw.weights.changes import gathered
 from fishpaw.weights.load import inspect, tell, tokenizer_of
 from fishpaw.weights.save import save
 
-__all__ = ["Classify", "Prediction", "pairs_of"]
+__all__ = ["Classify", "Loss", "Prediction", "Rows", "label_loss", "pairs_of"]
 
 _log = logging.getLogger("fishpaw")
 _FEW = 1000                      # texts; of fewer every character is kept
@@ -67,6 +67,15 @@ class Rows:
 
     texts: Batch
     targets: Tensor
+
+
+Loss = Callable[[nn.Module, Rows], tuple[Tensor, Tensor]]
+
+
+def label_loss(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
+    """What `fit` minimises: cross entropy of one label a row, of several a sigmoid each; the sum and what it counts."""
+    scores = model(rows.texts).classes
+    return multi_label(scores, rows.targets) if rows.targets.dim() == 2 else cross_entropy(scores, rows.targets)
 
 
 class Classify:
@@ -190,6 +199,7 @@ class Classify:
         train: Iterable[LabelledText],
         dev: Iterable[LabelledText] | None = None,
         *,
+        loss: Loss = label_loss,
         options: Options | None = None,
         out: str | Path | None = None,
         resume: bool = True,
@@ -197,8 +207,10 @@ class Classify:
         report: Callable[[dict[str, Any]], None] | None = None,
     ) -> Result:
         """Train in place and keep the weights that are best on `dev` (accuracy, or micro F1 of several labels); without dev the last
-        ones. out: a folder for log, checkpoints and, at the end, the saved task in out/model; a run found there goes on, if it began
-        with the same model, labels and data. Other arguments, errors and signals: train.loop.fit."""
+        ones. loss(model, rows) -> (sum, count): another than `label_loss`, as `lambda model, rows: focal(model(rows.texts).classes,
+        rows.targets)`, or one with a penalty: adversarial(label_loss, …). out: a folder for log, checkpoints and, at the end, the saved
+        task in out/model; a run found there goes on, if it began with the same model, labels, loss and data. Other arguments, errors and
+        signals: train.loop.fit."""
         folder = None if out is None else Path(out)
         given = list(train)
         features, pairs = self._features(given), bool(given) and given[0].pair is not None
@@ -206,14 +218,6 @@ class Classify:
         for name, found in (("train", features), ("dev", held_out)):
             if found is not None and not found:
                 raise DataError(f"There is no example in {name}.", fix="Give at least one, with its label.")
-
-        def loss(model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
-            scores = model(rows.texts).classes
-            if self.multi_label:
-                total, count = multi_label(scores, rows.targets)
-            else:
-                total, count = cross_entropy(scores, rows.targets)
-            return total, count
 
         def evaluate(model: nn.Module) -> dict[str, float]:
             return self._measure(held_out or [], 64, progress=False)
@@ -228,7 +232,7 @@ class Classify:
             evaluate=evaluate if held_out else None,
             monitor="micro_f1" if self.multi_label else "accuracy",
             resume=resume,
-            identity=None if folder is None else self._identity(held_out),
+            identity=None if folder is None else self._identity(held_out, loss),
             progress=progress,
             report=report,
         )
@@ -333,12 +337,13 @@ class Classify:
             return (self.labels[target],)
         return tuple(label for label, holds in zip(self.labels, target, strict=True) if holds)
 
-    def _identity(self, held_out: Sequence[Feature] | None) -> dict[str, Any]:
+    def _identity(self, held_out: Sequence[Feature] | None, loss: Loss) -> dict[str, Any]:
         """What else a run depends on besides what train.loop knows of."""
         return {
             "labels": self.labels,
             "multi_label": self.multi_label,
             "max_length": self.max_length,
+            **({} if loss is label_loss else {"loss": named(loss)}),
             "dev": "none" if held_out is None else fingerprint(held_out)[:16],
             "model": {**self.model.config.change({"heads": ()}).to_dict(), "starting weights": self._start},
         }

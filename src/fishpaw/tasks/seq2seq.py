@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from fishpaw.tasks.classify import small
 from fishpaw.tasks.encode import bar
 from fishpaw.tasks.generate import Generate
 from fishpaw.tasks.settings import WithSettings, read_settings
-from fishpaw.tasks.training import imprint, refuse_ending, seeded
+from fishpaw.tasks.training import imprint, named, refuse_ending, seeded
 from fishpaw.text.encoding import Tokenizer
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
@@ -394,7 +393,7 @@ class Seq2Seq:
         return {
             "max_length": self.max_length,
             "max_new": self.max_new,
-            "loss": _named(loss),
+            "loss": named(loss),
             "dev": "none" if held_out is None else fingerprint(held_out)[:16],
             "model": {**self.model.config.to_dict(), "starting weights": self._start},
         }
@@ -425,9 +424,3 @@ def _saved(folder: Path) -> dict[str, int]:
     if any(isinstance(value, bool) or not isinstance(value, int) for value in lengths.values()):
         raise CheckpointError(f"{folder}: its task.json doesn't hold the settings of seq2seq.", fix="Save the task again.")
     return {name: value for name, value in lengths.items() if value is not None}
-
-
-def _named(loss: Callable[..., Any]) -> str:
-    if isinstance(loss, functools.partial):
-        return f"{_named(loss.func)}{loss.args}{sorted(loss.keywords.items())}"
-    return str(getattr(loss, "__qualname__", type(loss).__qualname__))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from fishpaw.decoding.termination import ending_of
 from fishpaw.errors import ConfigError
 from fishpaw.model.transformer import Transformer
 
-__all__ = ["imprint", "refuse_ending", "seeded"]
+__all__ = ["imprint", "named", "refuse_ending", "seeded"]
 
 _NUMBERS = 64
 
@@ -23,6 +25,13 @@ def imprint(model: nn.Module) -> str:
     """A digest that tells one model's weights from another's: all numbers of vectors (biases, norms), about 64 from all over each other
     tensor; a matrix would cost too much."""
     return fingerprint([[name, _few(tensor)] for name, tensor in sorted(model.state_dict().items())])[:16]
+
+
+def named(loss: Callable[..., Any]) -> str:
+    """What a run's identity keeps of a loss: its name, of a partial its arguments, too; of a function within another not what it holds."""
+    if isinstance(loss, functools.partial):
+        return f"{named(loss.func)}{loss.args}{sorted(loss.keywords.items())}"
+    return str(getattr(loss, "__qualname__", type(loss).__qualname__))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The tasks that are classes: Classify, Dialogue, Seq2Seq (load, fit, evaluate, predict, save), Generate, Score; functions are in modules."""
+"""The tasks that are classes: Classify, Dialogue, Seq2Seq (load, fit, evaluate, predict, save), Generate, Score; functions: in modules."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ SCRIPTS = {
     "long_attention memory": ["--lengths", "32"],
     "load": ["--runs", "1"],
     "optimizers": [],
+    "pretrain": ["--sizes", "2x16"],
     "shuffle": ["--leave-out", "sort"],
     "generate": ["--parts", "greedy,sample,beam"],
     "generate parts": ["--parts", "limit,outside,unilm"],

@@ -96,3 +96,12 @@ def test_losses_for_a_rare_class_are_compared_and_read_again(tmp_path):
     assert all(0 <= one[column] <= 1 for seeds in table.values() for one in seeds for column in set(one) - {"seconds"})
     for plain, adjusted in zip(table["cross entropy"], table["post hoc"], strict=True):    # the same model, another border
         assert plain["AUC"] == adjusted["AUC"] and plain["F1, searched"] == adjusted["F1, searched"]
+
+
+def test_a_small_model_is_made_of_its_corpus(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "fishpaw_small.py"), "--smoke", "--out", str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, encoding="utf-8", timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert "documents" in done.stdout and re.match(r"4 steps, \d+ s, best loss \d\.\d{4}: ", done.stdout.splitlines()[-1])
+    assert (tmp_path / "smoke" / "run" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "smoke" / "smoke" / "unseen" / "reviews.txt").read_text(encoding="utf-8").strip()

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 from fishpaw.errors import CheckpointError, FishpawError
 
 __all__ = [
-    "MANIFEST", "blobs", "file_atomic", "folder_atomic", "inside", "lock", "recover", "verify_manifest", "write_atomic", "write_manifest",
+    "MANIFEST", "blobs", "file_atomic", "folder_atomic", "inside", "lock", "read_digest", "recover",
+    "verify_manifest", "write_atomic", "write_manifest",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -131,6 +132,11 @@ def verify_manifest(folder: str | os.PathLike[str], *, also: Path | None = None)
     if strays:
         raise CheckpointError(f"{root / strays[0]}: not listed in {MANIFEST}.", fix=f"Remove it, or {MANIFEST} if it belongs there.")
     return digest
+
+
+def read_digest(folder: str | os.PathLike[str]) -> str:
+    """The digest that a saved folder's manifest states, without a look at the files. Raises CheckpointError for no sound manifest."""
+    return _manifest(Path(folder))[0]
 
 
 @contextmanager

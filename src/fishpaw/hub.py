@@ -105,10 +105,14 @@ def _looks_like_a_path(text: str) -> bool:
             or text.partition("@")[0].count("/") > 1 or text.lower().endswith((*_WEIGHT_FILES, ".ckpt", ".index")))
 
 
+def _near(path: Path) -> list[str]:
+    return difflib.get_close_matches(path.name, sorted(other.name for other in path.parent.iterdir()), n=3)
+
+
 def _neighbours(text: str) -> str:
     path = _home(text)
     try:
-        near = difflib.get_close_matches(path.name, sorted(other.name for other in path.parent.iterdir()), n=3)
+        near = _near(path)
     except OSError:
         return f"The folder {path.parent} can't be read either: check the path."
     return f"Close to it in {path.parent}: {', '.join(near)}." if near else f"Check the path: {path.parent} holds nothing like it."
@@ -287,7 +291,11 @@ class _Hub:
 
     def no_folder(self) -> str:
         """A mistyped folder is asked of the hub, too: say that it was looked for."""
-        return f"there is no folder {self.repository} here"
+        try:
+            near = _near(Path(self.repository))
+        except OSError:
+            near = []
+        return f"there is no folder {self.repository} here" + (f", but {' and '.join(near)}" if near else "")
 
     def candidates(self) -> list[str]:
         """Models that the cache holds, nearest name first."""

@@ -37,7 +37,7 @@ def test_stdin_is_the_default_and_limit_limits(fishpaw_, models):
     alone = fishpaw_("predict", "classify", "--model", models / "task", "--batch-size", 1, stdin=lines)
     assert [line.split("\t")[0] for line in alone.lines][:3] == [line.split("\t")[0] for line in done.lines]
     nothing = fishpaw_("predict", "classify", "--model", models / "task", stdin="")
-    assert (nothing.code, nothing.out, nothing.err) == (0, "", "")
+    assert (nothing.code, nothing.out, nothing.err) == (2, "", "fishpaw: standard input: no text. Write a text on each line.\n")
 
 
 def data_mistakes(write) -> dict[str, tuple[object, str]]:

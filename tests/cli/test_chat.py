@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import io
 import json
-import sys
 
 import pytest
 
@@ -42,7 +41,7 @@ def said(fishpaw_, talker):
 
 def test_a_reply_a_line_that_follows_the_whole_conversation(said):
     done = said("一\n三\n\n五\n")
-    assert (done.code, done.lines, done.err) == (0, ["二", "四", "六"], "")
+    assert (done.code, done.lines, done.err) == (0, ["二", "四", "", "六"], "")
     (one, two) = said("一\n三\n", "--json").objects
     assert one == {"said": "一", "reply": "二", "turn": 2} and two["turn"] == 4
     assert said("一\n三\n", "--limit", 1).lines == ["二"]
@@ -249,8 +248,13 @@ def test_ctrl_c_ends_a_pipe(said, monkeypatch):
     assert said("一\n三\n").code == 130
 
 
-def test_without_a_standard_input_it_says_so(fishpaw_, talker, monkeypatch):
-    monkeypatch.setattr(module, "_terminal", lambda: False)
-    assert sys.stdin is not None
-    done = fishpaw_("chat", "--model", talker, stdin="")
-    assert (done.code, done.out) == (0, "")
+def test_a_pipe_without_a_turn_says_so_and_commands_are_turns(said, refused):
+    refused(said(""), "standard input: no text")
+    assert said("/help\n").code == 0
+
+
+def test_a_reply_has_so_many_tokens_at_least(said, refused):
+    (short,), (long,) = said("一\n").lines, said("一\n", "--min-new", 3).lines
+    assert len(short) == 1 and len(long) >= 3
+    assert len(said("一\n", "--min-new", 3, "--beams", 2, "--length-penalty", 0.5).lines[0]) >= 3
+    refused(said("一\n", "--min-new", 9), "--min-new is 9")

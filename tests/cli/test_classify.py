@@ -41,9 +41,9 @@ def test_train_evaluate_predict(fishpaw_, models, files):
 
     texts = files("texts.txt", "天好\n天坏\n\n气好\n")
     answers = fishpaw_("predict", "classify", "--model", out / "model", "--data", texts)
-    assert [line.split("\t")[0] for line in answers.lines] == ["pos", "neg", answers.lines[2].split("\t")[0], "pos"]
-    assert [line.split("\t")[2] for line in answers.lines] == ["天好", "天坏", "", "气好"]
-    assert all(0.5 <= float(line.split("\t")[1]) <= 1 for line in answers.lines)
+    assert answers.lines[2] == "" and [line.split("\t")[::2] for line in answers.lines if line] == \
+        [["pos", "天好"], ["neg", "天坏"], ["pos", "气好"]]  # fmt: skip
+    assert all(0.5 <= float(line.split("\t")[1]) <= 1 for line in answers.lines if line)
     (one,) = fishpaw_("predict", "classify", "--model", out / "model", "天好", "--json").objects
     assert one["text"] == "天好" and one["pair"] is None and one["labels"] == ["pos"]
     assert sum(one["probabilities"].values()) == pytest.approx(1)
@@ -224,6 +224,19 @@ def test_bad_lines_are_left_out_with_one_message(fishpaw_, models, files, refuse
     assert done.code == 0 and [line for line in lines if re.fullmatch(r"fishpaw: 2 bad records left out.*line 2.*", line)], lines
     assert not [line for line in lines if "Warning" in line or "warn(" in line] and not done.out.startswith("fishpaw")
     refused(fishpaw_(*words, "--skip-bad", 1), "bad.tsv, line 4: 1 cell.* 1 bad record")
+
+
+@pytest.mark.parametrize("task", ["classify", "seq2seq", "dialogue"])
+def test_bad_lines_are_left_out_of_an_evaluation_too(fishpaw_, models, files, refused, task):
+    good = "好\tpos\n坏\tneg\n"
+    bad, clean = files("bad.tsv", good + "坏\n"), files("clean.tsv", good)
+    words = ["evaluate", task, "--model", models / ("task" if task == "classify" else "bert"),
+             *([] if task == "classify" else ["--max-new", 3]), "--data"]  # fmt: skip
+    refused(fishpaw_(*words, bad), "bad.tsv, line 3: 1 cell")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = fishpaw_(*words, bad, "--skip-bad", 1)
+    assert done.code == 0 and done.out == fishpaw_(*words, clean).out and "1 bad records left out" in done.err
 
 
 def test_switches_are_turned(fishpaw_, models, files, refused):

@@ -73,6 +73,7 @@ def test_streamed_is_what_is_printed_at_once(fishpaw_, models, options):
         (["--choices", "好,坏", "--min-new", "1", "--max-new", "5"], "--choices are scored"),
         (["--choices", "好,坏,好"], "好 is given twice"),
         (["--choices", "好,,坏"], "an answer is empty"),
+        (["--choices", "好"], "one answer alone is no choice"),
         (["--calibrate", "mean"], "--calibrate is for --choices"),
         (["--choices", "好,坏", "--calibrate", "pmi"], "--calibrate pmi is no calibration"),
         (["--choices", "好,坏", "--calibrate", "contextual"], "Add --shots"),
@@ -121,7 +122,7 @@ def test_a_switch_is_turned_for_generating_and_filling(fishpaw_, models, refused
 
 def test_an_empty_prompt_is_refused(fishpaw_, models, refused):
     for text in ("", "  "):
-        refused(fishpaw_("generate", "--model", models / "gpt2", text), "The prompt is empty")
+        refused(fishpaw_("generate", "--model", models / "gpt2", text), "The text is blank")
 
 
 @pytest.mark.parametrize("options", [[], ["--sample", "--n", "2"], ["--beams", "2"], ["--contrastive-k", "3"]], ids=" ".join)
@@ -188,7 +189,7 @@ def test_a_text_that_is_no_question_is_named_with_its_line(fishpaw_, models, fil
 
 def test_what_was_answered_is_forgotten(fishpaw_, models, monkeypatch):
     """A pipe may be without end."""
-    from fishpaw.cli import generate
+    from fishpaw.cli import answers
 
     most = []
 
@@ -197,7 +198,7 @@ def test_what_was_answered_is_forgotten(fishpaw_, models, monkeypatch):
             super().append(one)
             most.append(len(self))
 
-    monkeypatch.setattr(generate, "deque", Watched)
+    monkeypatch.setattr(answers, "deque", Watched)
     for more in (["--stream", "--max-new", 2], ["--max-new", 2], ["--choices", "今,好"]):
         most.clear()
         assert fishpaw_("generate", "--model", models / "gpt2", *more, stdin="今天\n" * 9).code == 0

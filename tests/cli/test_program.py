@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import fishpaw
 
 VERBS = [[], ["demo"], ["doctor"], ["train"], ["train", "classify"], ["train", "dialogue"], ["train", "seq2seq"],
          ["evaluate", "classify"], ["evaluate", "dialogue"], ["evaluate", "seq2seq"], ["predict", "classify"], ["predict", "seq2seq"],
-         ["fill"], ["score"], ["chat"], ["generate"], ["convert"], ["export"], ["export", "onnx"]]  # fmt: skip
+         ["fill"], ["score"], ["chat"], ["generate"], ["pretrain"], ["convert"], ["export"], ["export", "onnx"], ["shuffle"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -57,7 +58,25 @@ def test_the_entry_point_is_the_program():
 )  # fmt: skip
 def test_wrong_usage_ends_with_2(fishpaw_, words):
     done = fishpaw_(*words)
-    assert done.code == 2 and not done.out and "Usage" in done.err and "Traceback" not in done.err
+    assert done.code == 2 and not done.out and done.err.count("\n") == 1
+    assert re.fullmatch(r"fishpaw: [^`]+\. `.*fishpaw [a-z ]*--help` says what there is\.\n", done.err), done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["fill", "--modle", "x"], "No such option: --modle; close to it: --model. `fishpaw fill --help` says what there is."),
+     (["fill", "-m", "x", "--top", "many"], "--top should be a valid integer. `fishpaw fill --help` says what there is."),
+     (["train", "clasify"], "No such command 'clasify'. Did you mean 'classify'? `fishpaw train --help` says what there is."),
+     (["fill", "-m"], "Option '-m' requires an argument.")],
+)  # fmt: skip
+def test_wrong_usage_says_what_is_wrong(fishpaw_, words, says):
+    assert re.sub("`.*fishpaw", "`fishpaw", fishpaw_(*words).err) == f"fishpaw: {says}\n"              # python -m fishpaw
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["export"]], ids=" ".join)
+def test_a_verb_without_its_word_shows_the_help(fishpaw_, words):
+    done = fishpaw_(*words)
+    assert done.code == 2 and "Usage" in done.out and "Commands" in done.out and not done.err
 
 
 def test_doctor_says_each_line_in_both_ways(fishpaw_):
@@ -79,6 +98,14 @@ def test_models_that_are_none_are_one_sentence(fishpaw_, models, files, refused)
     for verb in (["fill", "[MASK]"], ["generate", "今"], ["predict", "classify", "今"]):
         refused(fishpaw_(*verb, "--model", files.folder / "empty"), "holds no")
     refused(fishpaw_("predict", "classify", "今", "--model", "nobody/nothing"), "nobody/nothing.*HF_ENDPOINT", code=3)
+
+
+def test_a_mistyped_folder_is_told_what_lies_beside_it(fishpaw_, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "runs" / "titles").mkdir(parents=True)
+    refused(fishpaw_("fill", "今", "-m", "runs/title"), r"; there is no folder runs/title here, but titles\. Unset HF_HUB_OFFLINE", code=3)
+    refused(fishpaw_("fill", "今", "-m", "nothing/title"), r"; there is no folder nothing/title here\. Unset", code=3)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX locales and pipes")

@@ -86,7 +86,9 @@ def test_another_mask_scores_from_left_to_right(fishpaw_, models):
 
 def test_mistakes_are_one_sentence(fishpaw_, models, files, refused):
     bert = ["score", "--model", models / "bert"]
-    refused(fishpaw_(*bert, ""), "The text has no token to score")
+    refused(fishpaw_(*bert, ""), "The text is blank")
+    refused(fishpaw_(*bert, "今", " "), "A text is blank")
+    refused(fishpaw_(*bert, "\u200b"), "The text has no token to score")
     refused(fishpaw_(*bert, stdin=""), "standard input: no text")
     refused(fishpaw_(*bert, "--data", files("empty.txt", "")), r"empty.txt: no text")
     refused(fishpaw_(*bert, "--data", files("x.tsv", "今\t天\n")), "line 1: a pair of texts")
@@ -98,9 +100,9 @@ def test_mistakes_are_one_sentence(fishpaw_, models, files, refused):
     refused(fishpaw_(*bert, "今", "--change", "mask=unilm"), "unilm")
     refused(fishpaw_("score", "--model", models / "t5", "今"), "encoder-decoder")
     refused(fishpaw_("score", "--model", files.folder / "none", "今"), "none")
-    done = fishpaw_(*bert, "--data", files("gap.txt", "今\n\n天\n"))
+    done = fishpaw_(*bert, "--data", files("gap.txt", "今\n\u200b\n天\n"))
     assert done.code == 2 and len(done.lines) == 1 and "gap.txt, line 2: The text has no token" in done.err
-    done = fishpaw_(*bert, stdin="今\n天\n \n")
+    done = fishpaw_(*bert, stdin="今\n天\n\u200b\n")
     assert done.code == 2 and len(done.lines) == 2 and "standard input, line 3: The text has no token" in done.err
 
 

@@ -93,7 +93,7 @@ def train(out: Path | None, options: Options = OPTIONS, *, width: int = 13, **ch
 
 def essence(out: Path) -> list[dict[str, Any]]:
     """The log without what depends on the clock or on how often the run was interrupted."""
-    clock = {"seconds", "tokens_per_second"}
+    clock = {"seconds", "tokens_per_second", "utilisation"}
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{name: value for name, value in line.items() if name not in clock} for line in lines if line["event"] not in ("resume", "stop")]
 

@@ -63,6 +63,43 @@ def test_a_run_goes_on_to_the_same_bits(toy: ModuleType, whole: Path, tmp_path: 
     assert toy.differing(whole, interrupted(toy, tmp_path / "run", *calls)) == []
 
 
+class Masked:
+    """Examples of which another token is missing in each epoch."""
+
+    def __init__(self, toy: ModuleType) -> None:
+        self.examples, self.asked = toy.EXAMPLES, set[tuple[int, int]]()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> list[int]:
+        return list(self.examples[index])
+
+    def visit(self, index: int, epoch: int) -> list[int]:
+        self.asked.add((index, epoch))
+        row = self[index]
+        row[(7 * index + epoch) % len(row)] = 0
+        return row
+
+
+def test_examples_that_differ_by_epoch_are_visited_with_theirs_and_go_on_to_the_same_bits(
+    toy: ModuleType, whole: Path, tmp_path: Path
+) -> None:
+    masked = Masked(toy)
+    toy.train(tmp_path / "whole", examples=masked)
+    assert masked.asked == {(index, epoch) for index in range(101) for epoch in range(4)}      # each once an epoch, by its own number
+    with pytest.raises(Killed):
+        toy.train(tmp_path / "run", examples=Masked(toy), loss=deadly(toy, 37))
+    toy.train(tmp_path / "run", examples=Masked(toy))
+    assert toy.differing(tmp_path / "whole", tmp_path / "run") == []
+    assert "checkpoint/model.safetensors" in toy.differing(tmp_path / "whole", whole)
+
+
+def test_lengths_may_be_given_for_all_at_once(toy: ModuleType, whole: Path, tmp_path: Path) -> None:
+    toy.train(tmp_path, length=[len(row) for row in toy.EXAMPLES])
+    assert toy.differing(whole, tmp_path) == []
+
+
 PLANTED: dict[str, tuple[Any, str, Any]] = {
     "random states": (Randomness, "put", lambda self, device: None),
     "order": (Order, "restore", lambda self, place: None),

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from fishpaw.data.labelled import LabelledText
 
-__all__ = ["Changes", "Data", "Device", "Json", "Limit", "Lines", "Model", "Rows", "Seed", "changes_of", "check_out", "device_of",
-           "labelled", "located", "source_of", "texts_of", "with_parts"]
+__all__ = [
+    "Changes", "Data", "Device", "Json", "Limit", "Lines", "Model", "Rows", "Seed", "SkipBad", "changes_of", "check_out", "check_task",
+    "device_of", "labelled", "located", "parts_of", "source_of", "texts_of", "with_parts",
+]  # fmt: skip
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a file, a TensorFlow checkpoint or a hub id (owner/name@revision).")]
 Data = Annotated[str, typer.Option("--data", "-d", help="A .tsv, .csv, .jsonl or .txt file, also .gz; - reads standard input.")]
@@ -32,6 +34,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything ran
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a CUDA device if there is one, else cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read this many examples at most.")]
+SkipBad = Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")]
 Rows = Annotated[int, typer.Option(min=1, help="A batch holds so many times max_length tokens, of texts without padding.")]
 
 Changes = Annotated[list[str] | None, typer.Option("--change", metavar="FIELD=JSON", help="Turn a switch of the model: attention=linear, "
@@ -54,6 +57,28 @@ def changes_of(given: list[str] | None) -> dict[str, Any]:
                 raise ConfigError(f"--change {one}: that is no JSON.", fix=fix) from None
             changes[field] = written                                  # a name
     return changes
+
+
+def parts_of(text: str) -> list[str]:
+    """What stands between commas: "a,b". Of a text without any, between full-width ones: "甲，乙", and then "甲、乙"."""
+    plain = decoded(text)
+    return [part.strip() for part in plain.split(next((comma for comma in ",，、" if comma in plain), ","))]
+
+
+_VERBS = {"classify": "predict classify", "dialogue": "chat", "seq2seq": "predict seq2seq"}
+
+
+def check_task(model: str, *tasks: str) -> str | None:
+    """The task that saved this folder, None of other models. ConfigError that names its own verb if it is none of `tasks`."""
+    from fishpaw.tasks.settings import read_settings
+
+    folder = os.path.expanduser(model)
+    task = read_settings(Path(folder)).get("task") if os.path.isdir(folder) else None
+    if not isinstance(task, str) or task not in _VERBS:
+        return None
+    if task not in tasks:
+        raise ConfigError(f"{model} was trained for {task}, not for this.", fix=f"Use `fishpaw {_VERBS[task]}`, or give another model.")
+    return task
 
 
 def check_out(out: Path) -> None:
@@ -100,6 +125,8 @@ def source_of(text: str | None, data: str | None) -> str:
     """Where texts come from, "" for the one on the command line, "-" for standard input; who has to type them is told so."""
     if text is not None and data is not None:
         raise ConfigError("A text and --data are given.", fix="Leave one out.")
+    if text is not None and not text.strip():
+        raise ConfigError("The text is blank.", fix="Give one, or leave it out to read standard input.")
     if text is None or text == "-":
         _await_stdin(data or "-")
         return data or "-"

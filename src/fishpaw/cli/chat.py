@@ -9,11 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, Seed, changes_of, device_of, located, source_of, texts_of
+from fishpaw.cli.answers import answered
+from fishpaw.cli.arguments import (
+    Changes,
+    Device,
+    Json,
+    Limit,
+    Lines,
+    Model,
+    Seed,
+    changes_of,
+    check_task,
+    device_of,
+    located,
+    source_of,
+    texts_of,
+)
 from fishpaw.errors import ConfigError, DataError, FishpawError
 from fishpaw.terminal import in_options, tell, write, write_json
 
 if TYPE_CHECKING:
+    from fishpaw.data.labelled import LabelledText
     from fishpaw.decoding.settings import Settings
     from fishpaw.tasks.dialogue import Dialogue, Rank
 
@@ -33,6 +49,7 @@ def chat(
     model: Model,
     data: Lines = None,
     max_new: Annotated[int, typer.Option(help="Tokens a reply at most.")] = 64,
+    min_new: Annotated[int, typer.Option(min=1, help="Tokens a reply at least.")] = 1,
     temperature: Annotated[float | None, typer.Option(help="Below 1 sharper.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens; default: 5, with --top-p or --min-p all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this probability in all.")] = None,
@@ -40,7 +57,9 @@ def chat(
     no_repeat_ngram: Annotated[int | None, typer.Option(help="No n tokens twice in a reply.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: tokens already in the reply are less likely.")] = None,
     beams: Annotated[int | None, typer.Option(min=1, help="Search with so many beams instead of drawing; 1: greedy.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Of --beams; above 0 favours long replies.")] = None,
     contrastive_k: Annotated[int | None, typer.Option(help="Contrastive search among the k likeliest tokens instead of drawing.")] = None,
+    contrastive_alpha: Annotated[float | None, typer.Option(help="Of it: what being like earlier tokens costs, 0 to 1.")] = None,
     rerank: Annotated[int | None, typer.Option(min=1, help="Draw so many replies, say the one that tells most of the history.")] = None,
     backward: Annotated[str | None, typer.Option(help="A model trained with --backward, to re-rank by; default: the model itself.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of the conversation that are read; default: as trained.")] = None,
@@ -61,7 +80,8 @@ def chat(
     if given and not draws:
         raise ConfigError(f"--{given[0]} is for replies that are drawn.", fix="Leave --beams and --contrastive-k out.")
     settings = Settings(
-        sample=draws, beams=beams or 1, n=rerank or 1, contrastive_k=contrastive_k, temperature=temperature, top_p=top_p, min_p=min_p,
+        sample=draws, beams=beams or 1, n=rerank or 1, contrastive_k=contrastive_k, length_penalty=length_penalty,
+        contrastive_alpha=contrastive_alpha, temperature=temperature, top_p=top_p, min_p=min_p,
         top_k=5 if draws and (top_k, top_p, min_p) == (None, None, None) else top_k,
         no_repeat_ngram=no_repeat_ngram, repetition_penalty=repetition_penalty,
     )  # fmt: skip
@@ -70,15 +90,22 @@ def chat(
         raise ConfigError("--backward is for re-ranking.", fix="Add --rerank 8, for example.")
     talks = data is None and _terminal()
     source = "" if talks else source_of(None, data)
-    place = device_of(device)
-    task = Dialogue.load(model, max_length=max_length, family=family, changes=changes_of(change))
+    place, changes = device_of(device), changes_of(change)
+    for one in (model, *([] if backward is None else [backward])):
+        if not changes:
+            check_task(one, "dialogue")
+    task = Dialogue.load(model, max_length=max_length, family=family, changes=changes)
     task.model.to(place)
-    say = _speaker(task, settings, max_new, rerank, backward, seed)
+    say = _speaker(task, settings, max_new, min_new, rerank, backward, seed)
     session = _Session(say, _told_of_cuts(task, max_new), as_json)
     if not talks:
-        for line in texts_of(None, source, limit):
-            with located(line):
-                session.take(line.text)
+        def taken(lines: Iterator[LabelledText]) -> Iterator[None]:
+            for line in lines:
+                with located(line):
+                    session.take(line.text)
+                yield
+
+        answered(texts_of(None, source, limit), taken, session.pass_over, source=source)
         return
     tell(f"fishpaw: {model}, {place}; /help says what can be typed, Ctrl-D ends")
     for typed in _typed(limit):
@@ -109,6 +136,14 @@ class _Session:
             self._command(*text.split(maxsplit=1))
         elif text:
             self._answer(text.removeprefix("/") if text.startswith("//") else text)
+
+    def pass_over(self, line: LabelledText, taken: None) -> None:
+        """A blank turn of a pipe is nothing said, and gets a blank reply."""
+        if not line.text.strip():
+            if self.as_json:
+                write_json({"said": "", "reply": None, "turn": None})
+            else:
+                write("")
 
     def stop(self) -> None:
         """A reply was interrupted: what there is of it stands; of nothing, its question doesn't either."""
@@ -184,14 +219,16 @@ def _terminal() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
-def _speaker(task: Dialogue, settings: Settings, max_new: int, rerank: int | None, backward: str | None, seed: int) -> Say:
+def _speaker(
+    task: Dialogue, settings: Settings, max_new: int, min_new: int, rerank: int | None, backward: str | None, seed: int
+) -> Say:
     """How this session's replies are found: told as they come, or, of beams and of several, whole. Each reply draws its own numbers."""
     from fishpaw.tasks.dialogue import Dialogue
     from fishpaw.tasks.rerank import Backward, Mutual
 
-    task.limits(max_new)                                             # wrong bounds are told before the first turn
+    task.limits(max_new, min_new)                                    # wrong bounds are told before the first turn
     if settings.beams == 1 and rerank is None:
-        return lambda turns, number: task.stream(turns, settings, max_new=max_new, seed=seed + number)
+        return lambda turns, number: task.stream(turns, settings, max_new=max_new, min_new=min_new, seed=seed + number)
     rank: Rank | None = None
     if rerank is not None:
         if task.template is not None:
@@ -200,7 +237,11 @@ def _speaker(task: Dialogue, settings: Settings, max_new: int, rerank: int | Non
         if other is not None:
             other.model.to(task.model.table.device)
         rank = Mutual() if other is None else Backward(other)
-    return lambda turns, number: iter([task.reply(turns, settings, max_new=max_new, rank=rank, seed=seed + number)])
+
+    def whole(turns: list[str], number: int) -> Iterator[str]:
+        yield task.reply(turns, settings, max_new=max_new, min_new=min_new, rank=rank, seed=seed + number)
+
+    return whole
 
 
 def _told_of_cuts(task: Dialogue, max_new: int) -> Callable[[list[str]], None]:

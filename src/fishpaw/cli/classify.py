@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fishpaw.cli.answers import answered, in_chunks
 from fishpaw.cli.arguments import (
     Changes,
     Data,
@@ -19,10 +20,11 @@ from fishpaw.cli.arguments import (
     Model,
     Rows,
     Seed,
-    changes_of,
-    check_out,
+    SkipBad,
+    check_task,
     device_of,
     labelled,
+    parts_of,
     source_of,
     with_parts,
 )
@@ -38,9 +40,11 @@ from fishpaw.cli.training import (
     Steps,
     Warmup,
     WeightDecay,
+    prepared,
     run,
+    usual,
 )
-from fishpaw.errors import ConfigError, DataError
+from fishpaw.errors import DataError
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
@@ -73,7 +77,7 @@ def train_classify(
     evaluate_every: EvaluateEvery = None,
     patience: Patience = None,
     restart: Restart = False,
-    skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
+    skip_bad: SkipBad = 0,
     seed: Seed = 0,
     device: Device = "auto",
     limit: Limit = None,
@@ -84,25 +88,16 @@ def train_classify(
     from fishpaw.tasks.classify import Classify, small
     from fishpaw.train.options import Options
 
-    if data == dev == "-":
-        raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
-        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 1e-3,
+        learning_rate=usual(learning_rate, model),
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
-    changes = changes_of(change)
-    for field in ("heads", "vocab_size"):
-        if field in changes:
-            raise ConfigError(f"--change {field}: the task sets it by the data.", fix="Leave it out.")
-    if model is None and family is not None:
-        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
-    place = device_of(device)
-    check_out(out)
+    changes, place = prepared(data, dev, out, model, family, change, device, of_its_own=("heads", "vocab_size"))
     examples = labelled(data, limit=limit, skip_bad=skip_bad, multi_label=multi_label)
     held_out = labelled(dev, skip_bad=skip_bad, multi_label=multi_label) if dev else None
-    names = [label.strip() for label in labels.split(",")] if labels else sorted({label for one in examples for label in one.labels})
+    names = parts_of(labels) if labels else sorted({label for one in examples for label in one.labels})
     if not labels and len(examples) >= 20 and 2 * len(names) > len(examples):
         what = f"{data}: {len(names)} labels for {len(examples)} examples: is the label column the last one?"
         raise DataError(what, fix="Name the columns in the first row (text, label), or give --labels if they are right.")
@@ -120,10 +115,11 @@ def train_classify(
 
 
 def evaluate_classify(
-    model: Model, data: Data, batch_size: Rows = 64, device: Device = "auto", limit: Limit = None, as_json: Json = False,
+    model: Model, data: Data, batch_size: Rows = 64, skip_bad: SkipBad = 0, device: Device = "auto", limit: Limit = None,
+    as_json: Json = False,
 ) -> None:
     """Accuracy, F1 and loss on labelled examples, beside what the most frequent label scores."""
-    examples = labelled(data, limit=limit)
+    examples = labelled(data, limit=limit, skip_bad=skip_bad)
     task = _classifier(model, device)
     if task.multi_label:
         examples = [with_parts(one) for one in examples]
@@ -142,32 +138,35 @@ def predict_classify(
     """Label each line (text, or a<TAB>b): label, probability and text by tabs, in their order."""
     from fishpaw.data.labelled import LabelledText, read_texts
     from fishpaw.tasks.classify import pairs_of
-    from fishpaw.tasks.encode import bar
 
     source = source_of(text, data)
     task = _classifier(model, device)
-    examples = iter([LabelledText(decoded(text))]) if text is not None and not source else islice(read_texts(source), limit)
-    size = 1 if source == "-" and sys.stdin.isatty() else 16 * batch_size          # who types wants to see each answer
-    with bar(examples, False if sys.stdout is None or sys.stdout.isatty() else None) as done:
-        while chunk := list(islice(examples, size)):
-            found = task.stream([one.text for one in chunk], pairs_of(chunk), batch_size=batch_size)
-            for one, prediction in zip(chunk, found, strict=True):
-                _write_prediction(one, prediction, as_json)
-            done(len(chunk))
+    examples = islice(read_texts(source), limit) if source else iter([LabelledText(decoded(text or ""))])
+
+    def predict(some: list[LabelledText]) -> Iterator[Prediction]:
+        return task.stream([one.text for one in some], pairs_of(some), batch_size=batch_size)
+
+    answered(examples, partial(in_chunks, size=16 * batch_size, predict=predict, source=source),
+             partial(_write_prediction, as_json=as_json), source=source)  # fmt: skip
 
 
 def _classifier(model: str, device: str) -> Classify:
     from fishpaw.tasks.classify import Classify
 
     place = device_of(device)
+    check_task(model, "classify")
     task = Classify.load(model)
     task.model.to(place)
     return task
 
 
-def _write_prediction(example: LabelledText, prediction: Prediction, as_json: bool) -> None:
+def _write_prediction(example: LabelledText, prediction: Prediction | None, as_json: bool) -> None:
     if as_json:
-        write_json({"text": example.text, "pair": example.pair, "labels": prediction.labels, "probabilities": prediction.probabilities})
+        labels, probabilities = (None, None) if prediction is None else (prediction.labels, prediction.probabilities)
+        write_json({"text": example.text, "pair": example.pair, "labels": labels, "probabilities": probabilities})
+        return
+    if prediction is None:
+        write("")
         return
     shares = ",".join(f"{prediction.probabilities[label]:.4f}" for label in prediction.labels)
     texts = example.text if example.pair is None else f"{example.text}\t{example.pair}"

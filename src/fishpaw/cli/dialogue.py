@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Model, Seed, changes_of, check_out, device_of, source_of
+from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Model, Seed, SkipBad, check_task, device_of, source_of
 from fishpaw.cli.training import (
     Accumulate,
     Epochs,
@@ -21,9 +21,11 @@ from fishpaw.cli.training import (
     Steps,
     Warmup,
     WeightDecay,
+    prepared,
     run,
+    usual,
 )
-from fishpaw.errors import ConfigError, DataError
+from fishpaw.errors import DataError
 from fishpaw.terminal import tell, write_figures
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def train_dialogue(
     evaluate_every: EvaluateEvery = None,
     patience: Patience = None,
     restart: Restart = False,
-    skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
+    skip_bad: SkipBad = 0,
     seed: Seed = 0,
     device: Device = "auto",
     limit: Limit = None,
@@ -69,22 +71,13 @@ def train_dialogue(
     from fishpaw.train.options import Options
 
     check_real("--alone", alone, "0 to 1", lambda value: 0 <= value <= 1)
-    if data == dev == "-":
-        raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
-        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 1e-3,
+        learning_rate=usual(learning_rate, model),
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
-    changes = changes_of(change)
-    for field in ("heads", "vocab_size"):
-        if field in changes:
-            raise ConfigError(f"--change {field}: the task sets it by the data.", fix="Leave it out.")
-    if model is None and family is not None:
-        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
-    place = device_of(device)
-    check_out(out)
+    changes, place = prepared(data, dev, out, model, family, change, device, of_its_own=("heads", "vocab_size"))
     train = _conversations(data, limit=limit, skip_bad=skip_bad)
     held_out = _conversations(dev, skip_bad=skip_bad) if dev else None
     if backward:
@@ -105,6 +98,7 @@ def evaluate_dialogue(
     data: Data,
     samples: Annotated[int, typer.Option(help="Histories to reply to, and to compare the true next turn with another one.")] = 200,
     max_new: Annotated[int, typer.Option(help="Tokens a reply at most.")] = 32,
+    skip_bad: SkipBad = 0,
     seed: Seed = 0,
     device: Device = "auto",
     limit: Limit = None,
@@ -114,7 +108,8 @@ def evaluate_dialogue(
     from fishpaw.tasks.dialogue import Dialogue
 
     place = device_of(device)
-    conversations = _conversations(data, limit=limit)
+    conversations = _conversations(data, limit=limit, skip_bad=skip_bad)
+    check_task(model, "dialogue")
     task = Dialogue.load(model)
     task.model.to(place)
     write_figures(task.evaluate(conversations, samples=samples, max_new=max_new, seed=seed), as_json)

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, changes_of, device_of, located, source_of, texts_of
+from fishpaw.cli.answers import answered
+from fishpaw.cli.arguments import (
+    Changes,
+    Device,
+    Json,
+    Limit,
+    Lines,
+    Model,
+    changes_of,
+    check_task,
+    device_of,
+    located,
+    source_of,
+    texts_of,
+)
 from fishpaw.terminal import write, write_json
+
+if TYPE_CHECKING:
+    from fishpaw.data.labelled import LabelledText
+    from fishpaw.tasks.fill import Blank
 
 __all__ = ["fill"]
 
@@ -24,21 +43,30 @@ def fill(
 ) -> None:
     """Say what a masked language model expects at each [MASK]: where it stands, in characters, and the likeliest tokens.
 
-    With --data the number of the line comes first.
+    Of several lines the number of the line comes first.
     """
     from fishpaw.tasks.fill import fill as guess
     from fishpaw.weights.load import load
 
     source = source_of(text, data)
-    filler, tokenizer = load(model, changes=changes_of(change))
+    if not (changes := changes_of(change)):
+        check_task(model)
+    filler, tokenizer = load(model, changes=changes)
     filler.to(device_of(device))
-    for line in texts_of(text, source, limit):
-        with located(line):
-            blanks = guess(filler, tokenizer, line.text, top=top)
-        for blank in blanks:
+
+    def guessed(lines: Iterator[LabelledText]) -> Iterator[list[Blank]]:
+        for line in lines:
+            with located(line):
+                found = guess(filler, tokenizer, line.text, top=top)
+            yield found
+
+    def tell_blanks(line: LabelledText, blanks: list[Blank] | None) -> None:
+        for blank in blanks or ():
             if as_json:
                 candidates = [{"token": token, "probability": share} for token, share in blank.candidates]
                 write_json({"text": line.text, "start": blank.start, "candidates": candidates})
             else:
                 named = [f"{token} {share:.3f}" for token, share in blank.candidates]
                 write("\t".join([*([str(line.line)] if line.file else []), str(blank.start), *named]))
+
+    answered(texts_of(text, source, limit), guessed, tell_blanks, source=source)

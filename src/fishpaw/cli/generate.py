@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, Seed, changes_of, device_of, located, source_of, texts_of
+from fishpaw.cli.answers import answered
+from fishpaw.cli.arguments import (
+    Changes,
+    Device,
+    Json,
+    Limit,
+    Lines,
+    Model,
+    Seed,
+    changes_of,
+    check_task,
+    device_of,
+    located,
+    parts_of,
+    source_of,
+    texts_of,
+)
 from fishpaw.errors import ConfigError
 from fishpaw.terminal import decoded, tell, write, write_json
 
 if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
-    from fishpaw.tasks.choose import Calibration
-    from fishpaw.tasks.generate import Generate
+    from fishpaw.tasks.choose import Calibration, Choice
+    from fishpaw.tasks.generate import Answer, Generate
     from fishpaw.tasks.shots import Shot
     from fishpaw.text.encoding import Encoding
 
 __all__ = ["generate"]
 
 TOGETHER = 8                                                     # prompts of a file that are decoded together
-
+_UNASKED = dict.fromkeys(("text", "score", "ended", "why", "tokens", "log_probabilities"))                # what a blank line gets
 
 _SEARCH, _SAMPLING, _REPETITION, _FORM = "Search", "Sampling, with --sample", "Against repetition", "Form of the answer"
 
@@ -67,7 +83,7 @@ def generate(
     loop_stop: Annotated[bool, _option("End an answer that goes round in circles.", _REPETITION, "--loop-stop")] = False,
     stop: Annotated[list[str] | None, _option("End before this text; may be given several times.", _FORM)] = None,
     regex: Annotated[str | None, _option("An expression that the whole answer matches.", _FORM)] = None,
-    choices: Annotated[str | None, _option("Answers with commas between them: the likeliest is printed.", _FORM)] = None,
+    choices: Annotated[str | None, _option("Answers with commas (,，、) between them: the likeliest is printed.", _FORM)] = None,
     calibrate: Annotated[str | None, _option("What is compared of --choices: mean (default), log p a token; sum, log p, which favours "
                                              "short ones; contextual, against what follows --shots without a text.", _FORM)] = None,
     shots: Annotated[Path | None, _option("Examples to show before each text: input TAB output a line, or JSON lines.", _FORM)] = None,
@@ -102,13 +118,15 @@ def generate(
     if choices is None and calibrate is not None:
         raise ConfigError("--calibrate is for --choices.", fix="Add them, or leave it out.")
     given = None if choices is None else _answers(choices)
-    if text is not None and not text.strip():
-        raise ConfigError("The prompt is empty.", fix="Give a text to continue or to answer.")
     source = source_of(text, data)
     together = batch_size or (1 if source in ("", "-") else TOGETHER)
     examples = [] if shots is None else read_shots(shots)
     calibration = _calibration(calibrate or "mean", examples)
-    loaded, tokenizer = load(model, mask=mask, changes=changes_of(change))
+    changes = changes_of(change)
+    if mask is None and not changes:
+        if check_task(model, "seq2seq", "dialogue") == "dialogue":
+            tell(f"fishpaw: {model} was trained for dialogue and now goes on with a text; `fishpaw chat` answers")
+    loaded, tokenizer = load(model, mask=mask, changes=changes)
     loaded.to(device_of(device))
     line_id = getattr(tokenizer, "line_id", None) if examples else None      # after examples of a line each, an answer is a line
     writer = Generate(loaded, tokenizer, ends=None if line_id is None else (line_id,))
@@ -118,37 +136,47 @@ def generate(
     constraints = [] if regex is None else [Pattern(decoded(regex), tokenizer, limits=limits)]
     if given is None and (proven := writer.termination(settings, limits, constraints)) is not None:
         tell(f"fishpaw: {proven}")
-    asked: deque[LabelledText] = deque()                         # read, and not yet answered
 
-    def texts() -> Iterator[str]:
-        for line in texts_of(text, source, limit):
-            asked.append(line)
+    def texts(lines: Iterable[LabelledText]) -> Iterator[str]:
+        for line in lines:
             with located(line):
                 shown = few_shot(examples, line.text) if examples else line.text
             yield shown
 
-    def prompts() -> Iterator[Encoding]:
-        for one in texts():
-            with located(asked[-1]):
-                prompt = writer.prompt(one, max_new=limits.max_new)
+    def prompts(lines: Iterable[LabelledText]) -> Iterator[Encoding]:
+        for line in lines:
+            with located(line):
+                prompt = writer.prompt(next(texts([line])), max_new=limits.max_new)
             yield prompt
 
+    def streams(lines: Iterable[LabelledText]) -> Iterator[Iterator[str]]:
+        for number, prompt in enumerate(prompts(lines)):
+            yield writer.stream(prompt, settings, limits, constraints=constraints, stops=stops, seed=seed, number=number)
+
+    def answers(lines: Iterable[LabelledText]) -> Iterator[list[Answer]]:
+        return writer.answers(prompts(lines), settings, limits, constraints=constraints, stops=stops, batch_size=together, seed=seed)
+
+    def tell_pieces(line: LabelledText, pieces: Iterator[str] | None) -> None:
+        for piece in pieces or ():
+            write(piece, end="")
+        write("")
+
+    def tell_answers(line: LabelledText, found: list[Answer] | None) -> None:
+        some: Sequence[Answer | None] = [None] * n if found is None else found
+        for one in some:
+            if as_json:
+                write_json({"prompt": line.text, **(_UNASKED if one is None else one.figures)})
+            else:
+                write("" if one is None else one.text)
+
+    lines = texts_of(text, source, limit)
     if given is not None:
-        _choose(writer, texts(), given, calibration, together, asked, as_json)
+        answered(lines, lambda some: _chosen(writer, texts(some), given, calibration, together), partial(_tell_choice, given, as_json),
+                 source=source)  # fmt: skip
     elif stream:
-        for number, prompt in enumerate(prompts()):
-            for piece in writer.stream(prompt, settings, limits, constraints=constraints, stops=stops, seed=seed, number=number):
-                write(piece, end="")
-            write("")
-            asked.popleft()
+        answered(lines, streams, tell_pieces, source=source)
     else:
-        for answers in writer.answers(prompts(), settings, limits, constraints=constraints, stops=stops, batch_size=together, seed=seed):
-            line = asked.popleft()
-            for one in answers:
-                if as_json:
-                    write_json({"prompt": line.text, **one.figures})
-                else:
-                    write(one.text)
+        answered(lines, answers, tell_answers, source=source)
     if writer.cut:
         reader = writer.model.encoder or writer.model
         tell(f"fishpaw: {writer.cut} of {writer.read} prompts lost their beginning: the model has {reader.longest} positions, "
@@ -157,9 +185,10 @@ def generate(
 
 def _answers(choices: str) -> list[str]:
     """The answers of --choices, each once."""
-    found = [one.strip() for one in decoded(choices).split(",")]
-    if not all(found) or len(set(found)) < len(found):
-        wrong = "an answer is empty" if not all(found) else f"{next(one for one in found if found.count(one) > 1)} is given twice"
+    found = parts_of(choices)
+    if not all(found) or len(set(found)) < len(found) or len(found) == 1:
+        twice = next((one for one in found if found.count(one) > 1), None)
+        wrong = "an answer is empty" if not all(found) else f"{twice} is given twice" if twice else "one answer alone is no choice"
         raise ConfigError(f"--choices {decoded(choices)}: {wrong}.", fix="Give each answer once, with commas between them.")
     return found
 
@@ -180,14 +209,16 @@ def _calibration(name: str, examples: list[Shot]) -> Calibration:
     raise ConfigError(f"--calibrate {name} is no calibration.", fix="Choose mean, sum or contextual.")
 
 
-def _choose(writer: Generate, texts: Iterator[str], choices: list[str], calibration: Calibration, together: int,
-            asked: deque[LabelledText], as_json: bool) -> None:
+def _chosen(writer: Generate, texts: Iterator[str], choices: list[str], calibration: Calibration, together: int) -> Iterator[Choice]:
     from fishpaw.tasks.choose import choose
 
     while some := list(islice(texts, together)):
-        for found in choose(writer, some, choices, calibrate=calibration, batch_size=together):
-            line = asked.popleft()
-            if as_json:
-                write_json({"prompt": line.text, "text": found.text, "probabilities": dict(zip(choices, found.probabilities, strict=True))})
-            else:
-                write(found.text)
+        yield from choose(writer, some, choices, calibrate=calibration, batch_size=together)
+
+
+def _tell_choice(choices: list[str], as_json: bool, line: LabelledText, found: Choice | None) -> None:
+    if as_json:
+        shares = None if found is None else dict(zip(choices, found.probabilities, strict=True))
+        write_json({"prompt": line.text, "text": None if found is None else found.text, "probabilities": shares})
+    else:
+        write("" if found is None else found.text)

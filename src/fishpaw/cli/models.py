@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fishpaw.cli.arguments import Changes, Json, changes_of
+from fishpaw.cli.arguments import Changes, Json, changes_of, parts_of
 from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.terminal import tell, write_figures
 
@@ -72,7 +72,7 @@ def export_onnx(
         tell(f"fishpaw: {note}")
     if heads is not None:
         held = {spec_name(head): head for head in loaded.config.heads}
-        asked = [name for name in (part.strip() for part in heads.split(",")) if name]
+        asked = [name for name in parts_of(heads) if name]
         for name in asked:
             if name not in held:
                 raise ConfigError(f"The model has no head {name!r}.", fix=nearest(name, sorted(held)))

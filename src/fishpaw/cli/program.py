@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from fishpaw.cli.dialogue import evaluate_dialogue, train_dialogue
 from fishpaw.cli.fill import fill
 from fishpaw.cli.generate import generate
 from fishpaw.cli.models import convert, export_onnx
+from fishpaw.cli.pretrain import pretrain
 from fishpaw.cli.score import score
 from fishpaw.cli.seq2seq import evaluate_seq2seq, predict_seq2seq, train_seq2seq
 from fishpaw.cli.shuffle import shuffle
@@ -27,6 +29,12 @@ from fishpaw.errors import FishpawError
 from fishpaw.terminal import beside_a_bar, in_options, leave, show_warning, tell, write, write_json
 
 __all__ = ["app", "main"]
+
+_Refused: type[Any] = typer.BadParameter.__mro__[2]                   # click's ClickException, of which typer brings its own
+_SAID = (                                                             # what the parser says, and how it is said here
+    (r"\s+", " "), (r"^Invalid value for '([^']*)'(?: / '[^']*')*: ", r"\1 "), (r"Value error, |, unable to parse string as an? \w+", ""),
+    (r"Input should be", "should be"), (r" \(Possible options: (.*)\)$", r"; close to it: \1"),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -37,7 +45,14 @@ def main() -> None:
     warnings.showwarning = show_warning
     if logging.lastResort is not None:                               # the library logs, and leaves it to programs what to do with it
         logging.lastResort.setFormatter(logging.Formatter("fishpaw: %(message)s"))
-    app()
+    try:
+        code = app(standalone_mode=False)                            # else typer draws a box around what it refuses
+    except _Refused as error:
+        if said := _refusal(error):
+            tell(said)
+        leave(error.exit_code)
+    if code:
+        leave(code)
 
 
 class Program(TyperGroup):
@@ -88,6 +103,17 @@ def doctor(as_json: Json = False) -> None:
             write(f"{one.subject:16} {one.found}" + (f"  ->  {one.advice}" if one.advice else ""))
 
 
+def _refusal(error: Any) -> str:
+    """What the parser says of the words typed, in one sentence; of no words the help, "" if that has been printed."""
+    said: str = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return said
+    for written, instead in _SAID:
+        said = re.sub(written, instead, said)
+    more = f" `{error.ctx.command_path} --help` says what there is." if getattr(error, "ctx", None) else ""
+    return f"fishpaw: {said}{'' if said.endswith(('.', '?')) else '.'}{more}"
+
+
 def _group(verb: str, about: str, **tasks: Callable[..., None]) -> None:
     """A verb with a word after it: `train classify`."""
     group = typer.Typer(no_args_is_help=True, help=about)
@@ -99,7 +125,7 @@ def _group(verb: str, about: str, **tasks: Callable[..., None]) -> None:
 app = typer.Typer(name="fishpaw", cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
                   help=program.__doc__)
 app.callback(invoke_without_command=True)(program)
-for _verb in (demo, doctor, fill, score, generate, chat, convert, shuffle):
+for _verb in (demo, doctor, fill, score, generate, chat, pretrain, convert, shuffle):
     app.command()(_verb)
 _group("train", "Train a task.", classify=train_classify, dialogue=train_dialogue, seq2seq=train_seq2seq)
 _group("evaluate", "Measure a trained task on labelled examples.", classify=evaluate_classify, dialogue=evaluate_dialogue,

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, changes_of, device_of, located, source_of, texts_of
-from fishpaw.errors import ConfigError, DataError
+from fishpaw.cli.answers import answered, bar_beside, typed
+from fishpaw.cli.arguments import (
+    Changes,
+    Device,
+    Json,
+    Limit,
+    Lines,
+    Model,
+    changes_of,
+    check_task,
+    device_of,
+    located,
+    source_of,
+    texts_of,
+)
+from fishpaw.errors import ConfigError
 from fishpaw.terminal import tell, write, write_json
 
 if TYPE_CHECKING:
@@ -19,6 +33,8 @@ if TYPE_CHECKING:
     from fishpaw.tasks.score import Question, Scored
 
 __all__ = ["marked", "score"]
+
+_UNASKED = dict.fromkeys(("way", "total", "mean", "perplexity", "unknown", "tokens"))                      # what a blank line gets
 
 
 def score(
@@ -40,14 +56,17 @@ def score(
     A masked language model is asked once a token (pseudo-log-likelihood), T-TA and causal models once a text. What looks misspelt is marked
     with what the model would rather expect: 今天天[汽→气]很好, on a terminal by colours. Each token's figures: --json.
     """
-    from fishpaw.tasks.encode import bar
     from fishpaw.tasks.score import Score
 
     given = texts or []
     if len(given) > 1 and data is not None:
         raise ConfigError("Texts and --data are given.", fix="Leave one out.")
     source = "" if len(given) > 1 else source_of(given[0] if given else None, data)
-    task = Score.load(model, changes=changes_of(change), top=top, margin=margin, rank=rank, max_length=max_length)
+    if not all(map(str.strip, given)):
+        raise ConfigError("A text is blank.", fix="Leave it out.")
+    if not (changes := changes_of(change)):
+        check_task(model, "dialogue")
+    task = Score.load(model, changes=changes, top=top, margin=margin, rank=rank, max_length=max_length)
     task.model.to(place := device_of(device))
     if place.type == "cpu":
         task.model.prepare()
@@ -56,26 +75,32 @@ def score(
         for text in given if len(given) > 1 else [given[0] if given else None]:
             yield from texts_of(text, source, limit)
 
-    def questions() -> Iterator[Question]:
-        for line in islice(lines(), limit):
+    def questions(some: Iterable[LabelledText]) -> Iterator[Question]:
+        for line in some:
             with located(line):
                 question = task.encode(line.text)
             yield question
 
-    shown = not as_json and sys.stdout is not None and sys.stdout.isatty()
-    typed = source == "-" and sys.stdin.isatty()                       # who types wants to see each answer
-    count = unknown = partly = 0
-    with bar((), False if sys.stdout is None or sys.stdout.isatty() else None) as done:
-        found = (one for each in questions() for one in task.stream([each])) if typed else task.stream(questions())
-        for one in found:
-            if as_json:
-                write_json(one.figures)
-            else:
-                write(_line(one, colours=shown and not os.environ.get("NO_COLOR")))
-            count, unknown, partly = count + 1, unknown + one.unknown, partly + bool(one.unknown)
-            done(1)
-    if not count:
-        raise DataError(f"{'standard input' if source == '-' else source}: no text.", fix="Write a text on each line.")
+    def scored(some: Iterator[LabelledText]) -> Iterator[Scored]:
+        asked = questions(some)
+        with bar_beside(some) as done:
+            for one in (one for each in asked for one in task.stream([each])) if typed(source) else task.stream(asked):
+                yield one
+                done(1)
+
+    colours = not as_json and sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    unknown = partly = 0
+
+    def tell_score(line: LabelledText, one: Scored | None) -> None:
+        nonlocal unknown, partly
+        if as_json:
+            write_json({"text": line.text, **_UNASKED} if one is None else one.figures)
+        else:
+            write("" if one is None else _line(one, colours=colours))
+        if one is not None:
+            unknown, partly = unknown + one.unknown, partly + bool(one.unknown)
+
+    answered(islice(lines(), limit), scored, tell_score, source=source)
     if unknown:
         tell(f"fishpaw: {unknown} tokens in {partly} texts have no probability: the vocabulary doesn't know them, or they are special")
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fishpaw.cli.arguments import Changes, Data, Device, Json, Limit, Lines, Model, Seed, changes_of, check_out, device_of, source_of
+from fishpaw.cli.answers import answered, in_chunks
+from fishpaw.cli.arguments import (
+    Changes,
+    Data,
+    Device,
+    Json,
+    Limit,
+    Lines,
+    Model,
+    Seed,
+    SkipBad,
+    check_task,
+    device_of,
+    parts_of,
+    source_of,
+)
 from fishpaw.cli.training import (
     Accumulate,
     Epochs,
@@ -23,14 +38,17 @@ from fishpaw.cli.training import (
     Steps,
     Warmup,
     WeightDecay,
+    prepared,
     run,
+    usual,
 )
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
+    from fishpaw.data.labelled import LabelledText
     from fishpaw.data.pairs import Fields, Pair
-    from fishpaw.tasks.seq2seq import Monitor, Seq2Seq
+    from fishpaw.tasks.seq2seq import Answer, Monitor, Seq2Seq
 
 __all__ = ["evaluate_seq2seq", "predict_seq2seq", "train_seq2seq"]
 
@@ -68,7 +86,7 @@ def train_seq2seq(
     evaluate_every: EvaluateEvery = None,
     patience: Patience = None,
     restart: Restart = False,
-    skip_bad: Annotated[int, typer.Option(min=0, help="Leave out at most that many bad lines.")] = 0,
+    skip_bad: SkipBad = 0,
     seed: Seed = 0,
     device: Device = "auto",
     limit: Limit = None,
@@ -79,8 +97,6 @@ def train_seq2seq(
     from fishpaw.tasks.seq2seq import Seq2Seq
     from fishpaw.train.options import Options
 
-    if data == dev == "-":
-        raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
     monitors: dict[str, Monitor] = {"loss": "-loss", "rouge": "rouge", "bleu": "bleu", "exact": "exact"}
     if monitor not in monitors:
         raise ConfigError(f"--monitor {monitor} is no figure.", fix="Choose loss, rouge, bleu or exact.")
@@ -88,19 +104,13 @@ def train_seq2seq(
         raise ConfigError(f"--monitor {monitor} is given without --dev.", fix="Add --dev, or leave it out.")
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
-        learning_rate=learning_rate if learning_rate is not None else 5e-5 if model else 1e-3,
+        learning_rate=usual(learning_rate, model),
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
-    changes = changes_of(change)
-    if model is None:
-        for field in ("heads", "mask", "vocab_size"):
-            if field in changes:
-                raise ConfigError(f"--change {field}: the task sets it.", fix="Leave it out.")
-    if model is None and family is not None:
-        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
-    names, place = _fields(fields), device_of(device)
-    check_out(out)
+    names = _fields(fields)
+    changes, place = prepared(data, dev, out, model, family, change, device,
+                              of_its_own=("heads", "mask", "vocab_size") if model is None else ())  # fmt: skip
     pairs = _pairs(data, names, limit=limit, skip_bad=skip_bad)
     held_out = _pairs(dev, names, skip_bad=skip_bad) if dev else None
     if model is None:
@@ -116,12 +126,12 @@ def train_seq2seq(
 
 def evaluate_seq2seq(
     model: Model, data: Data, fields: Names = None, beams: Beams = 1, length_penalty: Penalty = None, max_new: New = None,
-    batch_size: Texts = 32, device: Device = "auto", limit: Limit = None, as_json: Json = False,
+    batch_size: Texts = 32, skip_bad: SkipBad = 0, device: Device = "auto", limit: Limit = None, as_json: Json = False,
 ) -> None:
     """Loss, and of what is written ROUGE, BLEU (of characters in lower case, without blanks) and the share that is right throughout.
     --max-new cuts the targets of the loss, too."""
     _check_penalty(beams, length_penalty)
-    pairs, task = _pairs(data, _fields(fields), limit=limit), _task(model, device, max_new)
+    pairs, task = _pairs(data, _fields(fields), limit=limit, skip_bad=skip_bad), _task(model, device, max_new)
     write_figures(task.evaluate(pairs, beams=beams, length_penalty=length_penalty or 0.0, max_new=max_new, batch_size=batch_size), as_json)
 
 
@@ -140,30 +150,38 @@ def predict_seq2seq(
 ) -> None:
     """Write an answer for each line (source, or source<TAB>target, whose target isn't read), in their order. An answer may hold line
     ends; --json keeps each on one line, and says by "ended" whether it came to its end before --max-new."""
-    from fishpaw.data.pairs import Pair, read_sources
-    from fishpaw.tasks.encode import bar
+    from fishpaw.data.labelled import LabelledText
+    from fishpaw.data.pairs import read_sources
 
     _check_penalty(beams, length_penalty)
     source = source_of(text, data)
     names, task = _fields(fields), _task(model, device, max_new)
-    given: Iterator[Pair] = islice(read_sources(source, fields=names), limit) if source else iter([Pair(decoded(text or ""))])
-    size = 1 if source == "-" and sys.stdin.isatty() else 16 * batch_size          # who types wants to see each answer
-    with bar(given, False if sys.stdout is None or sys.stdout.isatty() else None) as done:
-        while chunk := list(islice(given, size)):
-            answers = task.stream([one.source for one in chunk], beams=beams, length_penalty=length_penalty or 0.0, max_new=max_new,
-                                  batch_size=batch_size)  # fmt: skip
-            for one, answer in zip(chunk, answers, strict=True):
-                if as_json:
-                    write_json({"source": one.source, "text": answer.text, "score": answer.score, "ended": answer.ended})
-                else:
-                    write(answer.text)
-            done(len(chunk))
+
+    def lines() -> Iterator[LabelledText]:
+        if not source:
+            yield LabelledText(decoded(text or ""))
+            return
+        for one in islice(read_sources(source, fields=names), limit):
+            yield LabelledText(one.source, file=one.file, line=one.line)
+
+    def predict(some: list[LabelledText]) -> Iterator[Answer]:
+        return task.stream([one.text for one in some], beams=beams, length_penalty=length_penalty or 0.0, max_new=max_new,
+                           batch_size=batch_size)  # fmt: skip
+
+    def tell_answer(line: LabelledText, found: Answer | None) -> None:
+        if as_json:
+            figures = dict.fromkeys(("text", "score", "ended")) if found is None else asdict(found)
+            write_json({"source": line.text, **figures})
+        else:
+            write("" if found is None else found.text)
+
+    answered(lines(), partial(in_chunks, size=16 * batch_size, predict=predict, source=source), tell_answer, source=source)
 
 
 def _fields(given: str | None) -> Fields | None:
     if given is None:
         return None
-    names = [name.strip() for name in decoded(given).split(",")]
+    names = parts_of(given)
     if len(names) != 2 or not all(names) or names[0] == names[1]:
         raise ConfigError(f"--fields {given}: two names are wanted.", fix="Write --fields abstract,title, for example.")
     return names[0], names[1]
@@ -189,6 +207,7 @@ def _task(model: str, device: str, max_new: int | None) -> Seq2Seq:
     from fishpaw.tasks.seq2seq import Seq2Seq
 
     place = device_of(device)
+    check_task(model, "seq2seq")
     task = Seq2Seq.load(model, max_new=None if max_new is None else max(2, max_new))
     task.model.to(place)
     return task

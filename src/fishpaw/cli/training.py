@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fishpaw.cli.arguments import changes_of, check_out, device_of
+from fishpaw.errors import ConfigError
 from fishpaw.terminal import beside_a_bar, leave, tell, write_figures
 
 if TYPE_CHECKING:
+    import torch
+
     from fishpaw.train.loop import Result
 
 __all__ = [
     "Accumulate", "Epochs", "EvaluateEvery", "LearningRate", "Out", "Patience", "Precision", "Restart", "Steps", "Warmup", "WeightDecay",
-    "run",
+    "prepared", "run", "usual",
 ]  # fmt: skip
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")]
@@ -31,8 +35,36 @@ Patience = Annotated[int | None, typer.Option(help="Stop after that many evaluat
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, even if OUT holds a run that could go on.")]
 
 
-def run(fit: Callable[..., Result], curve: Callable[[dict[str, Any]], str | None], out: Path, as_json: bool) -> None:
-    """fit: a task's, with all but `report`. curve: a record of the log as a line, None for one that isn't shown."""
+def prepared(
+    data: str, dev: str | None, out: Path, model: str | None, family: str | None, change: list[str] | None, device: str, *,
+    of_its_own: Collection[str],
+) -> tuple[dict[str, Any], torch.device]:  # fmt: skip
+    """Before minutes of reading: the changes and the device, and ConfigError for options that exclude each other, for changes of fields
+    that are the task's own and for a folder that can't be written."""
+    if data == dev == "-":
+        raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
+    changes = changes_of(change)
+    for field in of_its_own:
+        if field in changes:
+            raise ConfigError(f"--change {field}: the task sets it.", fix="Leave it out.")
+    if model is None and family is not None:
+        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
+    place = device_of(device)
+    check_out(out)
+    return changes, place
+
+
+def usual(learning_rate: float | None, model: str | None) -> float:
+    """The one given, or what is usual for going on from a model and from nothing."""
+    return learning_rate if learning_rate is not None else 1e-3 if model is None else 5e-5
+
+
+def run(
+    fit: Callable[..., Result], curve: Callable[[dict[str, Any]], str | None], out: Path, as_json: bool,
+    more: Callable[[], dict[str, Any]] = dict,
+) -> None:  # fmt: skip
+    """fit: a task's, with all but `report`. curve: a record of the log as a line, None for one that isn't shown. more: figures of one's
+    own, asked for at the end."""
     say = beside_a_bar(tell)
     stopped_at: list[int] = []
 
@@ -50,5 +82,5 @@ def run(fit: Callable[..., Result], curve: Callable[[dict[str, Any]], str | None
     if result.resumed_from == result.step:
         tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")
     figures = {"step": result.step, "stopped": result.stopped, "loss": result.loss, "best": result.best, "best_step": result.best_step,
-               "seconds": result.seconds, "model": str(out / "model")}
+               "seconds": result.seconds, **more(), "model": str(out / "model")}
     write_figures(figures, as_json)

@@ -103,7 +103,7 @@ def _from_rows(rows: Iterable[Row], budget: Budget, labelled: bool) -> Iterator[
     names: tuple[str, ...] = ()
     width = 0
     for row in rows:
-        if row.cells == ("",):
+        if (len(row.cells) == 1 or not labelled) and not any(map(str.strip, row.cells)):
             if not labelled:
                 yield LabelledText("", file=row.file, line=row.line)
             continue

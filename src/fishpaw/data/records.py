@@ -108,7 +108,7 @@ def read_lines(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Line
 
 
 def read_tsv(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Row]:
-    """Rows of cells with tabs between them; quotation marks are letters. Empty lines are left out. As many cells as the first row has."""
+    """Rows of cells with tabs between them; quotation marks are letters. Blank lines are left out. As many cells as the first row has."""
     with Budget.of(skip_bad) as budget:
         yield from _of_one_width(rows_of_tsv(read_lines(path, skip_bad=budget)), budget)
 
@@ -120,7 +120,7 @@ def read_csv(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Row]:
 
 
 def read_jsonl(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Record]:
-    """One JSON object a line; empty lines are left out. A name twice in an object, NaN and Infinity are errors, too."""
+    """One JSON object a line; blank lines are left out. A name twice in an object, NaN and Infinity are errors, too."""
     with Budget.of(skip_bad) as budget:
         for line in read_lines(path, skip_bad=budget):
             if line.text.strip():
@@ -133,12 +133,12 @@ def read_jsonl(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Reco
 
 
 def rows_of_tsv(lines: Iterable[Line]) -> Iterator[Row]:
-    """Cut lines at their tabs; empty lines are left out."""
-    return (Row(line.file, line.line, tuple(line.text.split("\t"))) for line in lines if line.text)
+    """Cut lines at their tabs; blank lines are left out."""
+    return (Row(line.file, line.line, tuple(line.text.split("\t"))) for line in lines if line.text.strip(" \u3000"))
 
 
 def rows_of_csv(lines: Iterable[Line], budget: Budget) -> Iterator[Row]:
-    """Parse lines as CSV; empty lines are left out."""
+    """Parse lines as CSV; blank lines are left out."""
     last = Line("", 0, "")
 
     def texts() -> Iterator[str]:
@@ -157,7 +157,7 @@ def rows_of_csv(lines: Iterable[Line], budget: Budget) -> Iterator[Row]:
             continue
         if cells is None:
             return
-        if cells:
+        if len(cells) > 1 or any(map(str.strip, cells)):
             yield Row(last.file, last.line, tuple(cells))
 
 

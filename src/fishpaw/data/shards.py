@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fishpaw import checks
 from fishpaw.errors import CheckpointError, DataError
-from fishpaw.files import folder_atomic, verify_manifest
+from fishpaw.files import folder_atomic, read_digest, verify_manifest
 
 __all__ = ["Document", "Piece", "Pieces", "Shards", "write"]
 
@@ -116,7 +116,7 @@ class Shards:
         self.folder = Path(folder)
         if not (self.folder / _FACTS).is_file():
             raise CheckpointError(f"{self.folder} holds no {_FACTS}.", fix="Give a folder that data.shards.write or fishpaw pretrain made.")
-        self.digest = verify_manifest(self.folder) if verify else ""
+        self.digest = verify_manifest(self.folder) if verify else read_digest(self.folder)
         head = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))
         if head.get("version") != _VERSION:
             raise CheckpointError(f"{self.folder / _FACTS}: version {head.get('version')!r}, but {_VERSION} is read.", fix="Write it anew.")

@@ -1,4 +1,4 @@
-"""The tasks that are classes: Classify, Dialogue, Seq2Seq (load, fit, evaluate, predict, save), Generate, Score; functions: in modules."""
+"""The tasks that are classes: Classify, Dialogue, Seq2Seq (load, fit, evaluate, predict, save), Generate, Pretrain, Score."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from fishpaw.tasks.classify import Classify as Classify
     from fishpaw.tasks.dialogue import Dialogue as Dialogue
     from fishpaw.tasks.generate import Generate as Generate
+    from fishpaw.tasks.pretrain import Pretrain as Pretrain
     from fishpaw.tasks.score import Score as Score
     from fishpaw.tasks.seq2seq import Seq2Seq as Seq2Seq
 
-__all__ = ["Classify", "Dialogue", "Generate", "Score", "Seq2Seq"]
+__all__ = ["Classify", "Dialogue", "Generate", "Pretrain", "Score", "Seq2Seq"]
 
 _PLACES = {name: f"fishpaw.tasks.{name.lower()}" for name in __all__}
 

@@ -183,9 +183,9 @@ class Dialogue:
         speaker = turns % 2 if self.model.config.segments > 1 and self.template is None else 0
         return TransformerStepper(self.model, segment=speaker, hidden=hidden)
 
-    def limits(self, max_new: int) -> Limits:
-        """Bounds of a reply, which has one token at least."""
-        return self.writer.limits(max_new, 1)
+    def limits(self, max_new: int, min_new: int = 1) -> Limits:
+        """Bounds of a reply, which has one token at least unless min_new is 0."""
+        return self.writer.limits(max_new, min_new)
 
     def fit(
         self,
@@ -268,14 +268,14 @@ class Dialogue:
         return figures | {f"distinct_{n}": metrics.distinct([one.content for one, *_ in replies], n) for n in (1, 2)}
 
     def candidates(
-        self, histories: Sequence[Sequence[str]], settings: Settings = TOP_5, *, max_new: int = 32, batch_size: int = 16,
+        self, histories: Sequence[Sequence[str]], settings: Settings = TOP_5, *, max_new: int = 32, min_new: int = 1, batch_size: int = 16,
         seed: int | None = None,
     ) -> list[list[Hypothesis]]:  # fmt: skip
         """settings.n replies to each history, not yet text. seed: each history has random numbers of its own, whatever stands beside it."""
         check_whole("batch_size", batch_size, 1, None)
         for history in histories:
             _check(history)
-        limits, found = self.limits(max_new), list[list[Hypothesis]]([[]] * len(histories))
+        limits, found = self.limits(max_new, min_new), list[list[Hypothesis]]([[]] * len(histories))
         for parity in (0, 1):
             places = [place for place, history in enumerate(histories) if len(history) % 2 == parity]
             places.sort(key=lambda place: sum(map(len, histories[place])))
@@ -290,26 +290,29 @@ class Dialogue:
         return found
 
     def predict(
-        self, histories: Sequence[Sequence[str]], settings: Settings = TOP_5, *, max_new: int = 32, rank: Rank | None = None,
-        batch_size: int = 16, seed: int | None = None,
+        self, histories: Sequence[Sequence[str]], settings: Settings = TOP_5, *, max_new: int = 32, min_new: int = 1,
+        rank: Rank | None = None, batch_size: int = 16, seed: int | None = None,
     ) -> list[str]:  # fmt: skip
         """A reply to each history: the first of settings.n, or the best of them by `rank`. By default each token is drawn from the 5
         likeliest. Penalties look at the reply only: in a history they would meet the end token. Special tokens other than the end are
         never said, unless by a chat template. seed: None draws anew."""
         if self.template is not None and rank is not None:
             raise ConfigError("Replies through a chat template are not re-ranked.", fix="Leave rank out.")
-        found = self.candidates(histories, settings, max_new=max_new, batch_size=batch_size, seed=seed)
+        found = self.candidates(histories, settings, max_new=max_new, min_new=min_new, batch_size=batch_size, seed=seed)
         return [self.writer.decode(self._best(history, group, rank)) for history, group in zip(histories, found, strict=True)]
 
     def reply(
-        self, history: Sequence[str], settings: Settings = TOP_5, *, max_new: int = 32, rank: Rank | None = None, seed: int | None = None
-    ) -> str:
+        self, history: Sequence[str], settings: Settings = TOP_5, *, max_new: int = 32, min_new: int = 1, rank: Rank | None = None,
+        seed: int | None = None,
+    ) -> str:  # fmt: skip
         """The reply to one history, as of `predict`."""
-        return self.predict([history], settings, max_new=max_new, rank=rank, seed=seed)[0]
+        return self.predict([history], settings, max_new=max_new, min_new=min_new, rank=rank, seed=seed)[0]
 
-    def stream(self, history: Sequence[str], settings: Settings = TOP_5, *, max_new: int = 32, seed: int | None = None) -> Iterator[str]:
+    def stream(
+        self, history: Sequence[str], settings: Settings = TOP_5, *, max_new: int = 32, min_new: int = 1, seed: int | None = None
+    ) -> Iterator[str]:
         """The reply to one history, piece by piece as it comes; joined they are what `reply` gives (settings of one answer, no beams)."""
-        limits, prompts = self.limits(max_new), self.prompts([history], max_new=max_new)
+        limits, prompts = self.limits(max_new, min_new), self.prompts([history], max_new=max_new)
         stepper = self.stepper(len(history), hidden=settings.contrastive_k is not None)
         return self.writer.pieces(settings.stream(stepper, prompts, limits=limits, processors=self._processors(settings, limits),
                                                   generator=generator(seed)))

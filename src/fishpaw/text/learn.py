@@ -16,9 +16,13 @@ def characters(texts: Iterable[str], *, least: int = 2, most: int = 21128, lower
     """The five special tokens, then every character that the texts hold at least `least` times, the frequent first, `most` tokens in
     all; one that isn't an ideograph stands as a word's beginning and as its continuation (##). Ties keep the order of code points.
     Raises DataError where no character is left."""
-    counts: Counter[str] = Counter()
+    raw: Counter[str] = Counter()
     for text in texts:
-        counts.update(normalize(text, lower=lower)[0])
+        raw.update(text)
+    counts: Counter[str] = Counter()
+    for char, count in raw.items():                                  # each character once: texts are millions of times as long
+        for folded in normalize(char, lower=lower)[0]:
+            counts[folded] += count
     ranked = sorted((char for char, count in counts.items() if count >= least and char.strip()), key=lambda char: (-counts[char], char))
     tokens = list(SPECIAL)
     for char in ranked:

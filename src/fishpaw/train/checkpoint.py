@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from fishpaw.errors import CheckpointError, ConfigError
 from fishpaw.files import MANIFEST, folder_atomic, recover, verify_manifest, write_atomic
 from fishpaw.train.randomness import Randomness
+from fishpaw.train.team import Team
 
 __all__ = ["differences", "exists", "load", "load_weights", "put_weights", "read_facts", "read_record", "save", "save_weights", "weights"]
 
 _FORMAT = 1
 _AGAIN = "Remove the folder to start anew, or copy it again."
+_ALONE = Team()
 
 
 def exists(folder: Path) -> bool:
@@ -32,15 +34,22 @@ def exists(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, randomness: Randomness, record: Mapping[str, Any]) -> None:
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, randomness: Randomness, record: Mapping[str, Any],
+    team: Team = _ALONE,
+) -> None:  # fmt: skip
     """Write a checkpoint in place of the one in `folder`. record: everything else, as JSON can hold it.
 
+    team: all its processes must call this; the leader writes, the same files however many they are, and whatever is spread over them.
     Raises FishpawError if it can't be written (the former one stays), ConfigError for an optimiser state that is no tensor or number.
     """
     tensors, values = _optimizer_state(model, optimizer)
+    own, tensors = _whole(weights(model), team), _whole(tensors, team)
     content = {"format": _FORMAT, "optimizer": values, **record}
+    if not team.leader:
+        return
     with folder_atomic(folder) as new:
-        _write_tensors(new / "model.safetensors", weights(model))
+        _write_tensors(new / "model.safetensors", own)
         _write_tensors(new / "optimizer.safetensors", tensors)
         _write_tensors(new / "random.safetensors", randomness.tensors())
         write_atomic(new / "state.json", json.dumps(content, ensure_ascii=False, indent=1))
@@ -59,19 +68,35 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]) -> Randomness:
-    """Put weights and optimiser state of a checkpoint that `read_record` verified into place; return its random states."""
-    put_weights(model, _read_tensors(folder / "model.safetensors"), where=folder / "model.safetensors")
+def load(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any], team: Team = _ALONE
+) -> Randomness:
+    """Put weights and optimiser state of a checkpoint that `read_record` verified into place; return its random states.
+
+    team: the leader reads, and all its processes get what is theirs; only the leader's random states are those of the checkpoint.
+    """
+    path = folder / "model.safetensors"
+    put_weights(model, _read_tensors(path) if team.leader else {}, where=path, team=team)
     path = folder / "optimizer.safetensors"
+    tensors = _read_tensors(path) if team.leader else {}
+    kinds: list[Any] = team.told([[key, list(value.shape), _type(value)] for key, value in tensors.items()])
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
-    for key, value in (*_read_tensors(path).items(), *record["optimizer"]["state"].items()):
+    for key in (*(kind[0] for kind in kinds), *record["optimizer"]["state"]):
         name, _, part = key.rpartition("/")
         if name not in parameters:
             raise CheckpointError(f"{path}: the model has no parameter {name!r}.", fix="Build the same model, or start anew.")
-        optimizer.state[parameters[name]][part] = value.to(parameters[name].device) if isinstance(value, Tensor) else value
+    for key, shape, kind in kinds:
+        name, _, part = key.rpartition("/")
+        parameter, dtype = parameters[name], getattr(torch, kind)
+        optimizer.state[parameter][part] = team.spread(tensors.get(key), shape=torch.Size(shape), dtype=dtype, like=parameter)
+    for key, value in record["optimizer"]["state"].items():
+        name, _, part = key.rpartition("/")
+        optimizer.state[parameters[name]][part] = value
     for group, saved in zip(optimizer.param_groups, record["optimizer"]["groups"], strict=True):
         group.update(saved)
+    if not team.leader:
+        return Randomness.take(torch.device("cpu"))
     return Randomness.from_tensors(_read_tensors(folder / "random.safetensors"))
 
 
@@ -88,26 +113,24 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def put_weights(model: nn.Module, stored: Mapping[str, Tensor], *, where: Path) -> None:
-    """Copy stored tensors into the model. Raises CheckpointError if a name, shape or type is not the model's; then nothing was copied."""
+def put_weights(model: nn.Module, stored: Mapping[str, Tensor], *, where: Path, team: Team = _ALONE) -> None:
+    """Copy stored tensors into the model, those of the team's leader. Raises CheckpointError if a name, shape or type is not the model's;
+    then nothing was copied."""
     here = weights(model)
-    missing, strange = here.keys() - stored.keys(), stored.keys() - here.keys()
-    both = here.keys() & stored.keys()
-    unlike = [name for name in both if (here[name].shape, here[name].dtype) != (stored[name].shape, stored[name].dtype)]
-    if missing or strange or unlike:
-        said = [f"missing {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(strange)]
-        said += [f"{n} is {_described(stored[n])}, the model's {_described(here[n])}" for n in sorted(unlike)]
-        more = f" and {len(said) - 20} more" if len(said) > 20 else ""
-        raise CheckpointError(f"{where}: of another model: {'; '.join(said[:20])}{more}.", fix="Build the same model, or start anew.")
+    if team.leader:
+        _refuse_others(here, stored, where)
     with torch.no_grad():
         for name, tensor in here.items():
-            tensor.copy_(stored[name])
+            tensor.copy_(team.spread(stored.get(name), shape=tensor.shape, dtype=tensor.dtype, like=tensor))
 
 
-def save_weights(folder: Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
-    """The weights alone, and what is known of them (facts.json)."""
+def save_weights(folder: Path, model: nn.Module, facts: Mapping[str, Any], team: Team = _ALONE) -> None:
+    """The weights alone, and what is known of them (facts.json), written by the team's leader."""
+    own = _whole(weights(model), team)
+    if not team.leader:
+        return
     with folder_atomic(folder) as new:
-        _write_tensors(new / "model.safetensors", weights(model))
+        _write_tensors(new / "model.safetensors", own)
         write_atomic(new / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
 
 
@@ -121,10 +144,12 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) else None
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
+def load_weights(folder: Path, model: nn.Module, team: Team = _ALONE) -> None:
     """Verify a folder of `save_weights` and copy its weights into the model."""
-    verify_manifest(folder)
-    put_weights(model, _read_tensors(folder / "model.safetensors"), where=folder / "model.safetensors")
+    if team.leader:
+        verify_manifest(folder)
+    path = folder / "model.safetensors"
+    put_weights(model, _read_tensors(path) if team.leader else {}, where=path, team=team)
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -136,6 +161,27 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found += [f"{name}: {phrase}" for phrase in differences(before, after)]
         elif before != after:
             found.append(f"{name} was {before}, now {after}")
+    return found
+
+
+def _refuse_others(here: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: Path) -> None:
+    missing, strange = here.keys() - stored.keys(), stored.keys() - here.keys()
+    both = here.keys() & stored.keys()
+    unlike = [name for name in both if (here[name].shape, here[name].dtype) != (stored[name].shape, stored[name].dtype)]
+    if missing or strange or unlike:
+        said = [f"missing {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(strange)]
+        said += [f"{n} is {_described(stored[n])}, the model's {_described(here[n])}" for n in sorted(unlike)]
+        more = f" and {len(said) - 20} more" if len(said) > 20 else ""
+        raise CheckpointError(f"{where}: of another model: {'; '.join(said[:20])}{more}.", fix="Build the same model, or start anew.")
+
+
+def _whole(tensors: Mapping[str, Tensor], team: Team) -> dict[str, Tensor]:
+    """Whole tensors, on the leader only; what has to be gathered is kept in memory, not on the device."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = team.whole(tensor)
+        if team.leader:
+            found[name] = full if full is tensor else full.cpu()
     return found
 
 
@@ -183,4 +229,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _described(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)} {_type(tensor)}"
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -36,6 +36,8 @@ from fishpaw.train.log import Bar, Log
 from fishpaw.train.options import WITHOUT_EFFECT, Options, autocast_dtype
 from fishpaw.train.randomness import isolated, seed
 from fishpaw.train.run import Run, environment
+from fishpaw.train.team import Parallel, Team, company
+from fishpaw.train.throughput import meter
 
 __all__ = ["Result", "fit"]
 
@@ -67,7 +69,7 @@ def fit(
     loss: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]],
     collate: Callable[[list[Example]], Any],
     options: Options,
-    length: Callable[[Example], int] = len,  # type: ignore[assignment]  # examples have a length, or this is given
+    length: Callable[[Example], int] | Sequence[int] = len,  # type: ignore[assignment]  # examples have a length, or this is given
     out: str | Path | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     monitor: str = "accuracy",
@@ -76,21 +78,27 @@ def fit(
     schedule: Callable[[int], Schedule] | None = None,
     digest: str | None = None,
     identity: Mapping[str, Any] | None = None,
+    parallel: Parallel = "replicated",
     progress: bool | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
     """Train `model` in place on the device where it is, and leave the best weights in it (the last ones without `evaluate`), in eval mode.
 
     loss(model, batch) -> (sum of losses [], what it counts: rows, tokens): called in training mode on what `collate` made of a list of
-    examples, moved to the model's device. length: of an example, in tokens. evaluate(model) -> metrics: in eval mode, without
-    gradients; larger `monitor` is better, smaller if it begins with "-" ("-loss"). optimizer: of the model (default AdamW);
-    schedule: from all steps to a factor a step (default linear).
+    examples, moved to the model's device. examples with a method visit(index, epoch) are asked by it (run.Visited). length: of an example,
+    in tokens, or those of all. evaluate(model) -> metrics: in eval mode, without gradients; larger `monitor` is better, smaller if it
+    begins with "-" ("-loss"). optimizer: of the model (default AdamW); schedule: from all steps to a factor a step (default linear).
 
     out: folder of the run: log.jsonl, checkpoint/ (to go on), best/ (weights), bad_batch/ (if the loss fails); None: nothing is
     written. A run that is found there goes on to the same bits, or, if it had ended, its result is returned; `resume=False` removes
     it. digest: stands for the content of `examples`, if that can't be looked through (see data/fingerprint). identity: what else the
     run depends on (labels, what it is evaluated on, …), plain values by name; kept in the checkpoint, and one with others is refused.
     progress: show a bar; None: on a terminal. report: called with each record of the log.
+
+    Several processes (torchrun, or an initialised torch.distributed) call it alike and make one run: the update is that of one process if
+    the loss is a sum over rows. Each evaluates, the values of process 0 count; it alone writes, reads and reports, in the same files, so
+    that a run goes on with another number of processes. parallel: "replicated": the model is whole in each; "sharded": weights, gradients
+    and optimiser state are spread over all during the run. An error in one ends all; those that didn't cause it leave with SystemExit.
 
     Random states are seeded with options.seed inside and given back as they were. Ctrl-C and SIGTERM: the step is ended and saved, then
     KeyboardInterrupt or SystemExit(143); the second one acts at once.
@@ -102,40 +110,50 @@ def fit(
         raise ConfigError(f"patience is {options.patience}, but nothing is evaluated.", fix="Give examples to evaluate, or leave it out.")
     device, out = next(model.parameters()).device, None if out is None else Path(out)
     with ExitStack() as stack:
-        if out is not None:
+        team = stack.enter_context(company(parallel, device))
+        if out is not None and team.leader:
             stack.enter_context(lock(out / "training", timeout=1.0))
         stack.enter_context(_threads(options.threads))
         stack.enter_context(isolated(device))
-        order = Order([length(e) for e in examples], batch_size=options.batch_size, token_budget=options.token_budget, seed=options.seed)
+        lengths = [length(e) for e in examples] if callable(length) else length
+        order = Order(lengths, batch_size=options.batch_size, token_budget=options.token_budget, seed=options.seed)
         total = _total_steps(options, order)
         seed(options.seed)
         model.train()
+        forward = team.prepare(model, loss)
         made = optimizer(model) if optimizer else adamw(model, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
         if isinstance(made, Derived) and made.accumulates:
             raise ConfigError("The optimizer accumulates gradients, and so does fit.", fix="Leave Accumulate out: set Options.accumulate.")
+        team.check(made)
         for group in made.param_groups:
             group.setdefault("initial_lr", group["lr"])
         run = Run(
-            model, examples, loss, collate, options, order, evaluate, monitor, made,
+            model, examples, forward, collate, options, order, evaluate, monitor, made,
             factor=schedule(total) if schedule else linear(total, warmup=options.warmup),
-            total=total, device=device, dtype=autocast_dtype(options, device), out=out,
+            total=total, device=device, dtype=autocast_dtype(options, device), out=out, team=team, meter=meter(model),
         )  # fmt: skip
+        if run.meter is not None:
+            stack.callback(run.meter.close)
         found = None
+        if out is not None or team.size > 1:
+            run.identity = _agreed(_identity(options, order, made, monitor, digest or fingerprint(examples), identity or {}), team)
         if out is not None:
-            run.identity = _identity(options, order, made, monitor, digest or fingerprint(examples), identity or {})
-            found = _stored(out, run.identity, resume)
+            found = team.told(_stored(out, run.identity, resume) if team.leader else None)
         resumed = run.restore(out, found) if out is not None and found is not None else None
-        run.log = Log(out / "log.jsonl" if out else None, offset=run.state.log, report=report)
+        run.log = Log(
+            out / "log.jsonl" if out and team.leader else None, offset=run.state.log, report=report if team.leader else None
+        )  # fmt: skip
         stack.callback(run.log.close)
         if run.log.is_shortened:
             warnings.warn(f"{out}: log.jsonl has lost lines since the checkpoint; the run goes on without them.", stacklevel=2)
         if run.state.ended is None:
             run.log.write({"event": "start" if resumed is None else "resume", "step": run.state.step, **_facts(run)})
-            run.bar = Bar(total, start=run.state.step, shown=progress)
+            run.bar = Bar(total, start=run.state.step, shown=progress if team.leader else False)
             stack.callback(run.bar.close)
             run.interruption = stack.enter_context(Interruption())
             run.until_the_end()
         run.finish()
+        run.hear()
         run.interruption.act()                                     # it came during the last step, which is saved
         state, best = run.state, run.state.best or {}
         loss_now = state.history[-1]["train_loss"]
@@ -206,6 +224,16 @@ def _identity(
         raise ConfigError(f"identity can't be written as JSON ({error}).", fix="Give strings, numbers, lists and dicts.") from None
 
 
+def _agreed(identity: dict[str, Any], team: Team) -> dict[str, Any]:
+    """The identity, which must be the same in all processes."""
+    first, *others = team.every(identity)
+    for rank, other in enumerate(others, 1):
+        if differing := checkpoint.differences(first, other):
+            what = f"Process {rank} has another run than process 0: {'; '.join(differing[:20])}."
+            team.fail(ConfigError(what, fix="Give all processes the same data and options."))
+    return identity
+
+
 def _facts(run: Run) -> dict[str, Any]:
     try:
         version = metadata.version("fishpaw")
@@ -218,5 +246,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "tokens": int(run.order.lengths.sum()),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "versions": {"fishpaw": version, "python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__},
+        **({"processes": run.team.size} if run.team.size > 1 else {}),
         **environment(run.device),
     }

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,18 @@ from fishpaw.train.log import Bar, Log
 from fishpaw.train.options import Options
 from fishpaw.train.post_mortem import dump
 from fishpaw.train.randomness import Randomness, isolated
+from fishpaw.train.team import Forward, Team
+from fishpaw.train.throughput import Meter, peak
 
-__all__ = ["Run", "State", "environment"]
+__all__ = ["Run", "State", "Visited", "environment"]
+
+
+@runtime_checkable
+class Visited(Protocol):
+    """Examples that are others in each epoch (masked anew, cut elsewhere): what is drawn for one is a function of (index, epoch) alone."""
+
+    def visit(self, index: int, epoch: int) -> Any:
+        """The example as this epoch sees it. Epochs count from 0."""
 
 
 @dataclasses.dataclass
@@ -45,6 +55,7 @@ class State:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     ended: str | None = None
     log: int = 0
+    operations: float = 0.0                                        # of the model, in the window
 
 
 @dataclasses.dataclass
@@ -53,7 +64,7 @@ class Run:
 
     model: nn.Module
     examples: Sequence[Any]
-    loss: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]]
+    forward: Forward
     collate: Callable[[list[Any]], Any]
     options: Options
     order: Order
@@ -66,6 +77,8 @@ class Run:
     device: torch.device
     dtype: torch.dtype | None
     out: Path | None
+    team: Team = dataclasses.field(default_factory=Team)
+    meter: Meter | None = None
     state: State = dataclasses.field(default_factory=State)
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_weights: dict[str, Tensor] | None = None                  # only where there is no folder for them
@@ -78,6 +91,7 @@ class Run:
         """Step after step until all are done, patience has ended, or a signal came."""
         options, state = self.options, self.state
         while state.ended is None:
+            self.hear()
             if self.interruption.received is not None:
                 self.log.write({"event": "stop", "step": state.step, "signal": self.interruption.received})
                 self.save()
@@ -97,6 +111,7 @@ class Run:
             if state.ended is not None:
                 self.log.write({"event": "end", "step": state.step, "reason": state.ended, "best": state.best, "seconds": state.seconds})
             late = options.save_seconds is not None and time.monotonic() - self.saved_at >= options.save_seconds
+            late = bool(self.team.most(late))
             if improved or late or state.ended or (options.save_every and state.step % options.save_every == 0):
                 self.save()
             if improved:
@@ -106,34 +121,42 @@ class Run:
         """One update. Returns the gradient's norm before clipping and the learning rate."""
         began, before = time.perf_counter(), Randomness.take(self.device)
         picked = self.order.take(self.options.accumulate)
+        shares = [self.team.share(rows) for rows in picked]
+        self.team.stir(self.options.seed, self.state.step)
         batches: list[Any] = []
         losses: list[Tensor] = []
         counts: list[Tensor] = []
         self.optimizer.zero_grad(set_to_none=True)
-        for rows in picked:
-            batch = move(self.collate([self.examples[i] for i in rows.tolist()]), self.device)
+        for number, (own, rows) in enumerate(zip(shares, picked, strict=True), 1):
+            given = own if len(own) else rows[:1]                  # others may wait for this process, which has nothing to add
+            batch = move(self.collate([self.example(i) for i in given.tolist()]), self.device)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                total, count = self.loss(self.model, batch)
+                total, count = self.forward(batch, number == len(picked))
             if total.ndim or not total.requires_grad:
                 what = "does not depend on a parameter that learns" if not total.ndim else f"has the shape {list(total.shape)}"
                 raise ConfigError(f"The loss {what}.", fix="Return (sum of losses, weight), the sum a tensor without dimensions.")
+            if not len(own):
+                total, count = total * 0, 0
             total.backward()
             batches.append(batch)
-            losses.append(total.detach())
+            losses.append(total.detach() if len(own) else torch.zeros_like(total))
             counts.append(torch.as_tensor(count, device=self.device))
+        self.team.settle(p for group in self.optimizer.param_groups for p in group["params"])
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self.team.whole(nn.utils.get_total_norm(gradients))
         dtype = torch.promote_types(norm.dtype, torch.float32)
         *numbers, length = torch.stack([value.to(dtype) for value in (*losses, *counts, norm)]).tolist()     # the only wait for a GPU
-        summed, weight = sum(numbers[: len(losses)]), sum(numbers[len(losses) :])
+        length *= self.team.size                                   # gradients are means over processes
+        heads = 0.0 if self.meter is None else self.meter.heads()
+        summed, weight, heads = self.team.sum([sum(numbers[: len(losses)]), sum(numbers[len(losses) :]), heads])
         if not (math.isfinite(summed) and math.isfinite(length) and math.isfinite(weight)):
-            self.fail(numbers[: len(losses)], length, picked, batches, before)
+            self.fail(numbers[: len(losses)], length, shares, batches, before)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.factor(self.state.step)
         if weight > 0:                                             # without a target nothing is learned: momentum and decay wait, too
             clip = self.options.clip
             scale = 1 / weight if clip is None else min(1.0, clip / (length / weight + 1e-6)) / weight
-            torch._foreach_mul_(gradients, scale)
+            torch._foreach_mul_(gradients, scale * self.team.size)
             self.optimizer.step()
         self.state.step += 1
         self.state.place = self.order.state()
@@ -141,17 +164,29 @@ class Run:
         self.state.seconds += seconds
         self.state.window = [a + b for a, b in zip(self.state.window, (summed, weight, tokens, seconds), strict=True)]
         self.state.stretch = [a + b for a, b in zip(self.state.stretch, (summed, weight), strict=True)]
+        self.state.operations += heads + sum(self.meter.stack(self.order.lengths[rows]) for rows in picked) if self.meter else 0.0
         self.bar.advance()
         return length / weight if weight else 0.0, self.optimizer.param_groups[0]["lr"]
+
+    def hear(self) -> None:
+        """A signal that any process received is every process' own."""
+        self.interruption.received = self.team.most(self.interruption.received or 0) or None
+
+    def example(self, index: int) -> Any:
+        """As the epoch of the step that is being made sees it; a step never goes over the end of an epoch."""
+        examples = self.examples
+        return examples.visit(index, self.state.place["epoch"]) if isinstance(examples, Visited) else examples[index]
 
     def say(self, norm: float, rate: float) -> None:
         """A line of the log, over the steps since the one before."""
         summed, weight, tokens, seconds = self.state.window
-        self.state.window = [0.0, 0.0, 0.0, 0.0]
-        loss = _mean(summed, weight)
+        operations, self.state.operations, self.state.window = self.state.operations, 0.0, [0.0, 0.0, 0.0, 0.0]
+        loss, seconds = _mean(summed, weight), max(seconds, 1e-9)
+        peaks = self.team.sum([peak(self.device, self.dtype or self.parameter_type())])[0] if self.meter else math.inf
         self.log.write({
             "event": "step", "step": self.state.step, "epoch": self.epoch(), "loss": loss, "rate": rate, "norm": norm,
-            "tokens_per_second": tokens / max(seconds, 1e-9), "seconds": self.state.seconds,
+            "tokens_per_second": tokens / seconds, **({"utilisation": operations / seconds / peaks} if self.meter else {}),
+            "seconds": self.state.seconds,
         })  # fmt: skip
         best = self.state.best
         self.bar.tell({"loss": loss, **({f"best {best['metric']}": best["value"]} if best else {})})
@@ -162,8 +197,9 @@ class Run:
         if self.evaluate is not None:
             modes = [(module, module.training) for module in self.model.modules()]
             self.model.eval()
-            with isolated(self.device), torch.no_grad():           # how often one looks must not change what is learned
+            with isolated(self.device), torch.no_grad(), self.team.reading():      # how often one looks must not change what is learned
                 values = {name: float(value) for name, value in self.evaluate(self.model).items()}
+            values = self.team.told(values)
             for module, mode in modes:
                 module.training = mode
         state.seconds += time.perf_counter() - began
@@ -193,29 +229,33 @@ class Run:
         """Write the checkpoint."""
         if self.out is not None:
             self.state.log = self.log.sync()
-            record = {"identity": self.identity, "environment": environment(self.device), "run": dataclasses.asdict(self.state)}
-            checkpoint.save(self.out / "checkpoint", self.model, self.optimizer, Randomness.take(self.device), record)
+            here = {"processes": self.team.size, **environment(self.device)}
+            record = {"identity": self.identity, "environment": here, "run": dataclasses.asdict(self.state)}
+            checkpoint.save(self.out / "checkpoint", self.model, self.optimizer, Randomness.take(self.device), record, self.team)
+            self.team.most(0)                                      # nobody leaves before it is written
         self.saved_at = time.monotonic()
 
     def keep_best(self) -> None:
         """Keep these weights as the best: in a folder, or in memory where there is none."""
         if self.out is not None and self.state.best is not None:
-            checkpoint.save_weights(self.out / "best", self.model, self.state.best)
+            checkpoint.save_weights(self.out / "best", self.model, self.state.best, self.team)
         else:
             self.best_weights = {name: tensor.clone() for name, tensor in checkpoint.weights(self.model).items()}
 
     def restore(self, out: Path, record: dict[str, Any]) -> int:
         """Become the run that wrote `record`; return its step."""
-        randomness = checkpoint.load(out / "checkpoint", self.model, self.optimizer, record)
+        randomness = checkpoint.load(out / "checkpoint", self.model, self.optimizer, record, self.team)
         self.state = State(**record["run"])
         self.order.restore(self.state.place)
-        if self.state.best and self.state.best["step"] == self.state.step and checkpoint.read_facts(out / "best") != self.state.best:
+        best = self.state.best
+        stored = self.team.told(checkpoint.read_facts(out / "best") if self.team.leader else None)
+        if best and best["step"] == self.state.step and stored != best:
             self.keep_best()                                       # the kill came between the two writes
-        here = environment(self.device)
+        here, before = {"processes": self.team.size, **environment(self.device)}, {"processes": 1, **record["environment"]}
         for name in here:
-            if (before := record["environment"].get(name)) != here[name]:
-                what = f"This run began with {name} {before}, goes on with {here[name]}: sums may differ in their last bits."
-                warnings.warn(what, stacklevel=4)
+            if before.get(name) != here[name] and self.team.leader:
+                what = f"This run began with {name} {before.get(name)}, goes on with {here[name]}: sums may differ in their last bits"
+                warnings.warn(what + (", and what is drawn at random." if name == "processes" else "."), stacklevel=4)
         randomness.put(self.device)
         return self.state.step
 
@@ -224,33 +264,42 @@ class Run:
         state = self.state
         if state.best is not None and state.best["step"] != state.step:
             if self.out is not None:
-                checkpoint.load_weights(self.out / "best", self.model)
+                checkpoint.load_weights(self.out / "best", self.model, self.team)
             elif self.best_weights is not None:
                 checkpoint.put_weights(self.model, self.best_weights, where=Path("best"))
         self.optimizer.zero_grad(set_to_none=True)
+        self.team.release()
         self.model.eval()
 
-    def fail(self, losses: list[float], norm: float, picked: Sequence[Any], batches: list[Any], before: Randomness) -> None:
+    def fail(self, losses: list[float], norm: float, shares: Sequence[Any], batches: list[Any], before: Randomness) -> None:
         """Keep the state before this step and the batches that spoiled it, then say so."""
-        bad = [i for i, value in enumerate(losses) if not math.isfinite(value)] or list(range(len(losses)))
-        rows = [picked[i].tolist() for i in bad]
-        what = "gradient" if len(bad) == len(losses) and math.isfinite(sum(losses)) else "loss"
+        every = self.team.every([[str(value) for value in losses], [part.tolist() for part in shares]])
+        spoiled = [rank for rank, (values, _) in enumerate(every) if not all(math.isfinite(float(value)) for value in values)]
+        what, where = ("loss", spoiled[0]) if spoiled else ("gradient", 0)                         # which rows spoiled it isn't known
+        values, parts = every[where]
+        bad = [i for i, value in enumerate(values) if not math.isfinite(float(value))] or list(range(len(values)))
+        rows = [parts[i] if spoiled else [row for _, others in every for row in others[i]] for i in bad]
         step = self.state.step + 1
-        self.log.write({"event": "fail", "step": step, "losses": losses, "norm": norm, "examples": rows})
+        self.log.write({"event": "fail", "step": step, "losses": [float(value) for value in values], "norm": norm, "examples": rows})
         self.order.restore(self.state.place)
         self.optimizer.zero_grad(set_to_none=True)
         kept = ""
         if self.out is not None:
             before.put(self.device)
             self.save()
-            facts = {"step": step, "losses": [str(value) for value in losses], "norm": str(norm), "rows": rows}
-            dump(self.out / "bad_batch", facts, [batches[i] for i in bad], [[self.examples[r] for r in part] for part in rows])
+            if self.team.rank == where:                            # it has the batches
+                facts = {"step": step, "losses": values, "norm": str(norm), "rows": rows}
+                dump(self.out / "bad_batch", facts, [batches[i] for i in bad], [[self.example(r) for r in part] for part in rows])
             kept = f" The batch is in {self.out / 'bad_batch'}, the state before it in {self.out / 'checkpoint'}."
         named = ", ".join(map(str, rows[0][:8])) + (" …" if len(rows[0]) > 8 else "")
-        raise FishpawError(
-            f"Step {step}: the {what} is {losses[bad[0]] if what == 'loss' else norm} (examples {named}).{kept}",
+        self.team.fail(FishpawError(
+            f"Step {step}: the {what} is {float(values[bad[0]]) if spoiled else norm} (examples {named}).{kept}",
             fix="Look at these examples, lower the learning rate, or warm up for longer, and start anew.",
-        )
+        ))  # fmt: skip
+
+    def parameter_type(self) -> torch.dtype:
+        """What the weights are, and products are computed in without autocast."""
+        return next(self.model.parameters()).dtype
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+"""What fishpaw-small can do, beside itself untrained and what costs nothing: character bigrams, TF-IDF, a model from nothing.
+
+    python recipes/small_report.py --data DIR [--model runs/fishpaw_small/run/model] [--corpus runs/open_corpus] [--out runs/small_report]
+                                   [--only fill write similar probe tune] [--smoke]
+
+fill: hidden characters of unseen documents found again; the bigrams know both neighbours, even where the model sees a [MASK]. write:
+perplexity a character of unseen documents, read from left to right. similar: Spearman's correlation of cosines with people's marks (STS-B
+dev), AUC of pairs that mean the same (AFQMC). probe: logistic regression on fixed vectors of reviews. tune: all weights, three seeds.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+
+import numpy
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import cross_entropy, normalize
+
+from fishpaw.contracts import Batch
+from fishpaw.data.records import read_lines
+from fishpaw.data.shards import Shards
+from fishpaw.demo import reviews
+from fishpaw.metrics import accuracy, auc, spearman
+from fishpaw.model.transformer import Transformer
+from fishpaw.tasks.classify import Classify
+from fishpaw.tasks.encode import encode
+from fishpaw.tasks.training import seeded
+from fishpaw.train.options import Options
+from fishpaw.weights.load import load
+
+SETS = ("laws_lawrefbook", "modern", "ms_vs_docs_zh", "drcd", "sanwen", "lccc")
+PARTS = ("fill", "write", "similar", "probe", "tune")
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", type=Path, default=os.environ.get("FISHPAW_DATA", "."), help="default: FISHPAW_DATA")
+parser.add_argument("--model", type=Path, default=Path("runs/fishpaw_small/run/model"))
+parser.add_argument("--corpus", type=Path, default=Path("runs/open_corpus"))
+parser.add_argument("--out", type=Path, default=Path("runs/small_report"))
+parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+parser.add_argument("--smoke", action="store_true", help="few texts and steps: seconds")
+arguments = parser.parse_args()
+rows, steps = (8, 3) if arguments.smoke else (400, None)
+model, tokenizer = load(arguments.model, mask="unilm")
+with seeded(0):
+    untrained = Transformer(model.config).eval()
+V, mask, found = tokenizer.size, tokenizer.mask_id, {}
+
+def say(part, name, **figures):
+    """A row of the table."""
+    found.setdefault(part, {})[name] = figures
+    print(f"{part:8} {name:26}", *(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
+
+def pieces(name):
+    """Unseen text of a set in ids, 126 at most, from all over it."""
+    texts = (arguments.corpus / "unseen" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    cut = [one.ids[at : at + 126] for one in tokenizer.encode_batch(texts, special=False) for at in range(0, len(one.ids), 126)]
+    cut = [numpy.array(ids) for ids in cut if len(ids) > 9]
+    return cut[:: -(-len(cut) // rows)]
+
+@torch.inference_mode()
+def logits(network, sequences, segments, places):
+    """Of each sequence at its places, [m v]."""
+    made = []
+    for start in range(0, len(sequences), 16):
+        part, own = sequences[start : start + 16], places[start : start + 16]
+        batch = Batch.packed([torch.tensor(ids) for ids in part], segments=[torch.full((len(ids),), segments) for ids in part])
+        at = torch.cat([torch.as_tensor(one) + first for one, first in zip(own, batch.first.tolist(), strict=True)])
+        made.append(network(batch, logits_at=at).logits.float())
+    return torch.cat(made)
+
+if {"fill", "write"} & set(arguments.only):
+    unseen = {name: pieces(name) for name in SETS if (arguments.corpus / "unseen" / f"{name}.txt").exists()}
+    unseen = unseen or {path.stem: pieces(path.stem) for path in (arguments.corpus / "unseen").glob("*.txt")}
+    shards, pairs = Shards(arguments.corpus / "train"), numpy.zeros(V * V, dtype=numpy.int64)
+    for start in range(0, shards.tokens - 1, 1 << 23):                # a pair over the end of a document is one in two hundred
+        ids = shards.read(start, min(start + (1 << 23) + 1, shards.tokens))[0]
+        pairs += numpy.bincount(ids[:-1] * V + ids[1:], minlength=V * V)
+    pairs = pairs.reshape(V, V)
+    after = ((pairs + 0.01) / (pairs.sum(1, keepdims=True) + 0.01 * V)).astype(numpy.float32)       # P(next | this)
+    single = (pairs.sum(0) + 1) / (pairs.sum() + V)
+if "fill" in arguments.only:
+    for name, texts in unseen.items():
+        draw = numpy.random.default_rng(0)
+        hidden = [numpy.flatnonzero(draw.random(len(ids)) < 0.15) for ids in texts]
+        kept = [(ids, at) for ids, at in zip(texts, hidden, strict=True) if len(at)]
+        true = torch.from_numpy(numpy.concatenate([ids[at] for ids, at in kept]))
+        seen = [numpy.concatenate([[tokenizer.cls_id], numpy.where(numpy.isin(numpy.arange(len(ids)), at), mask, ids), [tokenizer.sep_id]])
+                for ids, at in kept]
+        shares = {who: float((logits(net, seen, 0, [at + 1 for _, at in kept]).argmax(1) == true).float().mean())
+                  for who, net in (("model", model), ("untrained", untrained))}
+        guessed = []
+        for ids, at in kept:
+            for place in at:
+                left = numpy.log(after[ids[place - 1]]) if place else numpy.log(single)
+                right = numpy.log(after[:, ids[place + 1]]) if place + 1 < len(ids) else 0
+                guessed.append(int((left + right).argmax()))
+        say("fill", name, **shares, bigrams=float(numpy.mean(numpy.array(guessed) == true.numpy())), characters=float(len(true)))
+if "write" in arguments.only:
+    for name, texts in unseen.items():
+        true = torch.from_numpy(numpy.concatenate(texts))
+        perplexities = {}
+        for who, net in (("model", model), ("untrained", untrained)):
+            total = 0.0
+            for start in range(0, len(texts), 16):
+                part = texts[start : start + 16]
+                read = [torch.tensor([tokenizer.cls_id, *ids[:-1]]) for ids in part]
+                batch = Batch.packed(read, segments=[(torch.arange(len(ids)) > 0).long() for ids in read])
+                with torch.inference_mode():
+                    named = batch.unpack(net(batch).logits.float())
+                total += sum(float(cross_entropy(*both, reduction="sum")) for both in zip(named, map(torch.from_numpy, part), strict=True))
+            perplexities[who] = math.exp(total / len(true))
+        chances = numpy.concatenate([[single[ids[0]], *(0.9 * after[ids[:-1], ids[1:]] + 0.1 * single[ids[1:]])] for ids in texts])
+        say("write", name, **perplexities, bigrams=float(numpy.exp(-numpy.log(chances).mean())))
+
+def marked(name):
+    """Pairs of sentences and their marks."""
+    path = next(arguments.data.glob(f"similarity/{name}*"))
+    cells = [line.text.split("\t") for line in read_lines(path)][: 40 if arguments.smoke else 4000]
+    return [cell[0] for cell in cells], [cell[1] for cell in cells], [float(cell[2]) for cell in cells]
+
+if "similar" in arguments.only:
+    for name, path in (("STS-B", "sts_b_zh/sts-b-dev.txt"), ("AFQMC", "afqmc/train.txt")):
+        if not (arguments.data / "similarity").is_dir():
+            print("similar: there is no folder similarity in --data")
+            break
+        one, other, marks = marked(path)
+        bag = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True).fit(one + other)
+        cosines = {"TF-IDF": numpy.asarray(bag.transform(one).multiply(bag.transform(other)).sum(1)).ravel().tolist()}
+        for who, net in (("model", model), ("untrained", untrained)):
+            for pool in ("pooler", "mean"):
+                first, second = (normalize(encode(texts, (net, tokenizer), pool=pool, max_length=128)) for texts in (one, other))
+                cosines[f"{who}, {pool}"] = (first * second).sum(1).tolist()
+        for who, scores in cosines.items():
+            same = [score for score, mark in zip(scores, marks, strict=True) if mark == 1]
+            apart = [score for score, mark in zip(scores, marks, strict=True) if mark == 0]
+            figure = {"spearman": spearman(scores, marks)} if name == "STS-B" else {"auc": auc(same, apart)}
+            say("similar", f"{name} {who}", **figure)
+
+if {"probe", "tune"} & set(arguments.only):
+    given = reviews(Path(arguments.data) if (Path(arguments.data) / "classification").is_dir() else None)
+    train, unseen = (given.train[:200], given.unseen[:50]) if arguments.smoke else (given.train, given.unseen)
+    true = [one.labels[0] for one in unseen]
+if "probe" in arguments.only:
+    for who, net in (("model", model), ("untrained", untrained)):
+        known, asked = (normalize(encode([one.text for one in part], (net, tokenizer), pool="mean", max_length=128)).numpy()
+                        for part in (train, unseen))
+        linear = LogisticRegression(C=100, max_iter=2000).fit(known, [one.labels[0] for one in train])
+        say("probe", who, accuracy=accuracy(linear.predict(asked).tolist(), true))
+if "tune" in arguments.only:
+    scores = []
+    for seed in range(1 if arguments.smoke else 3):
+        task = Classify.load(arguments.model, labels=sorted({one.labels[0] for one in train}), max_length=128, mask="full", seed=seed)
+        options = Options(epochs=3, steps=steps, batch_size=32, learning_rate=2e-4, seed=seed, save_seconds=60)
+        result = task.fit(train, options=options, out=arguments.out / f"tune{seed}")
+        scores.append(task.evaluate(unseen)["accuracy"])
+        print(f"tune     seed {seed}  {scores[-1]:.4f}  ({result.seconds:.0f} s)", flush=True)
+    say("tune", "model, mean", accuracy=statistics.mean(scores), deviation=statistics.stdev(scores) if len(scores) > 1 else 0.0)
+arguments.out.mkdir(parents=True, exist_ok=True)
+(arguments.out / "result.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fishpaw.attention import efficient
 from fishpaw.attention.efficient import build
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Batch, Grid, Position, Rows, View
@@ -96,6 +97,39 @@ def test_fewer_key_heads_and_bf16():
     half = [one.bfloat16() for one in (q, k, v)]
     exact, found = build(CONFIG)(*(one.double() for one in half), around()).out, build(CONFIG)(*half, around()).out
     assert found.dtype == torch.bfloat16 and float((found.double() - exact).abs().max()) < 2**-7 * float(exact.abs().max())
+
+
+# Piece by piece
+
+@pytest.mark.parametrize("piece", [1, 4, 12, 13])
+def test_pieces_of_any_length_are_the_whole_with_their_gradients(piece, monkeypatch):
+    found = []
+    for weights in (False, True):                                    # with weights nothing is cut
+        monkeypatch.setattr(efficient, "PIECE", piece)
+        inputs = [one.requires_grad_() for one in drawn()]
+        out = build(CONFIG)(*inputs, around((13, 8)), weights=weights).out
+        with torch.inference_mode():
+            assert torch.equal(build(CONFIG)(*inputs, around((13, 8)), weights=weights).out, out)
+        found.append([out, *torch.autograd.grad((out * drawn(H)[0].cos()).sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).detach().abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("piece", [1, 4, 13])
+def test_keys_of_any_size_overflow_nowhere(piece, monkeypatch):
+    """Rising from token to token, so that each piece has another maximum; far beyond what fp32's exponential holds; the padding further."""
+    monkeypatch.setattr(efficient, "PIECE", piece)
+    q, k, v = drawn(dtype=torch.float32)
+    k = k + torch.linspace(-400, 400, N)[:, None]
+    assert not bool(k.exp().isfinite().all())                        # the planted fault: without the maximum
+    k[1, :, 8:] = torch.finfo(torch.float32).max
+    k.requires_grad_()
+    out = build(CONFIG)(q, k, v, around((13, 8))).out
+    for row, length in enumerate((13, 8)):
+        expected = q[row].double().softmax(-1) @ k[row, :, :length].double().softmax(-2).mT @ v[row, :, :length].double()
+        assert float((out[row] - expected).detach().abs().max()) < 1e-5
+    out.sum().backward()
+    assert bool(k.grad.isfinite().all())
 
 
 # Not causal

@@ -137,6 +137,12 @@ def test_a_state_goes_on_as_the_whole_text(strict, cuts):
     assert float((recurrence.read(q, state, maps(4)) - recurrence.full(q, k, v, maps(64))).abs().max()) < 1e-10
 
 
+def test_heads_are_repeated_without_a_copy_where_each_has_keys_of_its_own():
+    x = drawn(B, H, N, D)
+    assert recurrence.repeated(x, H).data_ptr() == x.data_ptr()
+    assert torch.equal(recurrence.repeated(x, 2 * H), x.repeat_interleave(2, dim=1))
+
+
 # A kind with every mask
 
 def facts(times, keep, left=False):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fishpaw import checks
-from fishpaw.attention.recurrence import LinearKind
+from fishpaw.attention.recurrence import LinearKind, Maps
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Attended, Memory, View
 from fishpaw.errors import ConfigError
@@ -84,22 +84,29 @@ class Performer(LinearKind):
             self._count(self.redraw)
         return super().forward(q, k, v, view, carry, memory, weights)
 
+    def maps(self, dtype: torch.dtype) -> Maps:
+        w = self.projection.to(dtype)
+        w = w if self.kind == "positive" else torch.cat((w, -w))
+        shift, w = _half_squares(w), w * self.scale
+
+        def queries(q: Tensor) -> Tensor:
+            features: Tensor = functional.linear(q, w, shift).softmax(-1)
+            return features
+
+        def keys(k: Tensor) -> Tensor:
+            exponents = functional.linear(k, w, _REACH - shift)
+            features: Tensor = exponents.sub_(_half_squares(k)[..., None] * self.scale**2).clamp_(min=-_REACH).exp_()
+            return features
+
+        return Maps(queries, keys, chunk=self.chunk)
+
     def queries(self, q: Tensor) -> Tensor:
         """[… n d] -> [… n f]: e^(w·q + |w|²/2), divided by its sum."""
-        w = self._directions(q)
-        features: Tensor = functional.linear(q, w * self.scale, _half_squares(w)).softmax(-1)
-        return features
+        return self.maps(q.dtype).queries(q)
 
     def keys(self, k: Tensor) -> Tensor:
         """[… n d] -> [… n f]: e^(70 - |k - w|²/2), e^-70 at the least."""
-        w = self._directions(k)
-        exponents = functional.linear(k, w * self.scale, _REACH - _half_squares(w))
-        features: Tensor = exponents.sub_(_half_squares(k)[..., None] * self.scale**2).clamp_(min=-_REACH).exp_()
-        return features
-
-    def _directions(self, like: Tensor) -> Tensor:
-        w = self.projection.to(like.dtype)
-        return w if self.kind == "positive" else torch.cat((w, -w))
+        return self.maps(k.dtype).keys(k)
 
     def _count(self, redraw: int) -> None:
         number, due = divmod(int(self.calls), redraw)

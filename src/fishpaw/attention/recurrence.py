@@ -7,9 +7,10 @@ zeros. What no query may see is never added, so nothing is subtracted: an output
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from fishpaw.attention.memory import State
 from fishpaw.contracts import Attended, Attention, Memory, Rows, View
 from fishpaw.errors import ConfigError
 
-__all__ = ["PLAIN", "LinearKind", "Maps", "backward", "causal", "compare", "dense", "divide", "full", "gather", "read", "turned"]
+__all__ = ["PLAIN", "LinearKind", "Maps", "backward", "causal", "compare", "dense", "divide", "full", "gather", "read", "repeated",
+           "turned"]
 
 Pair = tuple["Maps", Tensor, Tensor | None]
 
@@ -60,7 +62,7 @@ def gather(k: Tensor, v: Tensor, maps: Maps = PLAIN, *, state: Tensor | None = N
 
 def read(q: Tensor, state: Tensor, maps: Maps = PLAIN) -> Tensor:
     """phi(q) state: q [… q d], state [… f e] -> totals [… q e]."""
-    return torch.cat([maps.queries(one) @ state for one in q.split(maps.chunk, -2)], dim=-2)
+    return _joined((maps.queries(one) @ state for one in q.split(maps.chunk, -2)), q.shape[-2])
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, maps: Maps = PLAIN, *, allowed: Tensor, state: Tensor | None = None) -> Tensor:
@@ -144,10 +146,14 @@ class LinearKind(Attention):
     def memory(self, room: int | None = None) -> Memory:
         return State()
 
+    def maps(self, dtype: torch.dtype) -> Maps:
+        """For one call on q and k of this type; a kind with something to prepare does it here, once for all pieces."""
+        return Maps(self.queries, self.keys, self.similarity, self.chunk, self.few)
+
     def _attend(self, q: Tensor, k: Tensor | None, v: Tensor | None, view: View, memory: State | None, weights: bool) -> Attended:
         dtype, q = q.dtype, _wide(q)
-        k, v = (None if one is None else _wide(one).repeat_interleave(q.shape[1] // one.shape[1], dim=1) for one in (k, v))
-        maps = Maps(self.queries, self.keys, self.similarity, self.chunk, self.few)
+        k, v = (None if one is None else repeated(_wide(one), q.shape[1]) for one in (k, v))
+        maps = self.maps(q.dtype)
         if self.turns == "vectors" or "rotate" not in view.position.hooks():
             pairs = [(maps, *view.position.rotate(q, k, view.at))]               # one product gives numerator and denominator
         else:
@@ -175,6 +181,11 @@ class LinearKind(Attention):
                 totals.append(form(_laned(q, view), _laned(k, view), column, maps, state=state))
         out = divide(totals[0] if len(totals) == 1 else torch.cat(totals, dim=-1))                  # [b lanes h n d]
         return Attended(out.transpose(1, 2).flatten(2, 3).to(dtype))
+
+
+def repeated(x: Tensor, heads: int) -> Tensor:
+    """[b g n d] -> [b h n d], each as often as there are query heads a head of keys; no copy where there is one."""
+    return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1, -1).flatten(1, 2)
 
 
 def turned(q: Tensor, k: Tensor | None, view: View) -> tuple[Tensor, Tensor | None]:
@@ -260,6 +271,19 @@ def _laned(x: Tensor, view: View) -> Tensor:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _joined(pieces: Iterator[Tensor], count: int) -> Tensor:
+    """Pieces [… n e] behind each other, `count` rows in all. Without gradients each is laid down before the next is made: that one then
+    finds its memory in the cache, where a list of all of them would take as many fresh pages again as the whole."""
+    first = next(pieces)
+    if first.requires_grad:
+        return torch.cat([first, *pieces], dim=-2)
+    whole, end = first.new_empty(*first.shape[:-2], count, first.shape[-1]), 0
+    for one in chain([first], pieces):
+        start, end = end, end + one.shape[-2]
+        whole[..., start:end, :] = one
+    return whole
 
 
 def _grown(state: Tensor | None, more: Tensor) -> Tensor:

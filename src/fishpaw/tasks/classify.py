@@ -28,6 +28,7 @@ from fishpaw.tasks.training import imprint, named, seeded
 from fishpaw.text.encoding import Encoding, Tokenizer, check_pairs
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
+from fishpaw.train.launch import leads
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
 from fishpaw.weights.changes import gathered
@@ -237,7 +238,7 @@ class Classify:
             report=report,
         )
         self.pairs = pairs
-        if folder is not None:
+        if folder is not None and leads():
             self.save(folder / "model")
         return result
 

@@ -40,6 +40,7 @@ from fishpaw.text.chat import read_template, render
 from fishpaw.text.encoding import Tokenizer
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
+from fishpaw.train.launch import leads
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
 from fishpaw.weights.changes import gathered
@@ -245,7 +246,7 @@ class Dialogue:
             progress=progress,
             report=report,
         )
-        if out is not None:
+        if out is not None and leads():
             self.save(Path(out) / "model")
         return result
 

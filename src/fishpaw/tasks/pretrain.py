@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from fishpaw import checks, switch
@@ -30,13 +29,14 @@ from fishpaw.tasks.generate import Generate
 from fishpaw.tasks.objectives import Contrastive, NextSentence, Objective, Row, Special
 from fishpaw.tasks.training import imprint, seeded
 from fishpaw.text.encoding import Tokenizer
+from fishpaw.train.launch import leads
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
 from fishpaw.train.team import Parallel
 from fishpaw.weights.load import inspect, tell, tokenizer_of
 from fishpaw.weights.save import save
 
-__all__ = ["Asked", "Pretrain", "fitting", "leads", "sized", "special_of"]
+__all__ = ["Asked", "Pretrain", "fitting", "sized", "special_of"]
 
 STOPS = "。！？!?；;…"
 """Characters that end a sentence."""
@@ -58,13 +58,6 @@ class Asked:
     rows: Tensor
     follows: Tensor
     encoder_batch: Batch | None = None
-
-
-def leads() -> bool:
-    """Whether this process is the one of all that torchrun started, or that torch.distributed knows of, that writes and speaks."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank() == 0
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def special_of(tokenizer: Tokenizer) -> Special:

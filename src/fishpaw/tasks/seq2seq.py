@@ -35,6 +35,7 @@ from fishpaw.tasks.training import imprint, named, refuse_ending, seeded
 from fishpaw.text.encoding import Tokenizer
 from fishpaw.text.learn import characters
 from fishpaw.text.wordpiece import WordPiece
+from fishpaw.train.launch import leads
 from fishpaw.train.loop import Result, fit
 from fishpaw.train.options import Options
 from fishpaw.weights.changes import gathered
@@ -266,7 +267,7 @@ class Seq2Seq:
             progress=progress,
             report=report,
         )
-        if folder is not None:
+        if folder is not None and leads():
             self.save(folder / "model")
         return result
 

@@ -32,11 +32,12 @@ from fishpaw.optim.derive import Derived, describe
 from fishpaw.optim.schedules import Schedule, linear
 from fishpaw.train import checkpoint
 from fishpaw.train.interruption import Interruption
+from fishpaw.train.launch import company
 from fishpaw.train.log import Bar, Log
 from fishpaw.train.options import WITHOUT_EFFECT, Options, autocast_dtype
 from fishpaw.train.randomness import isolated, seed
 from fishpaw.train.run import Run, environment
-from fishpaw.train.team import Parallel, Team, company
+from fishpaw.train.team import Parallel, Team
 from fishpaw.train.throughput import meter
 
 __all__ = ["Result", "fit"]

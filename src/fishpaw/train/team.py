@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -13,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fishpaw.errors import ConfigError, FishpawError
+from fishpaw.errors import FishpawError
 
-__all__ = ["Forward", "Loss", "Parallel", "Team", "company", "leads"]
+__all__ = ["Forward", "Loss", "Parallel", "Team"]
 
 Parallel = Literal["replicated", "sharded"]
 Loss = Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]]
@@ -99,25 +98,3 @@ class Team:
     def fail(self, error: FishpawError) -> NoReturn:
         """Raise an error that all processes know of: in one of them, the others leave."""
         raise error
-
-
-def company(parallel: Parallel, device: torch.device) -> Team:
-    """All processes that torchrun started, or that torch.distributed has been initialised with; alone without either."""
-    if parallel not in ("replicated", "sharded"):
-        raise ConfigError(f"parallel is {parallel!r}.", fix='Choose "replicated" or "sharded".')
-    if not torch.distributed.is_available():
-        return Team()
-    initialised = torch.distributed.is_initialized()
-    launched = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not launched and not (initialised and torch.distributed.get_world_size() > 1):
-        return Team()
-    from fishpaw.train.distributed import join  # what one process does without isn't loaded
-
-    return join(parallel, device)
-
-
-def leads() -> bool:
-    """Whether this process is the only one or the first of several: the one that should write what comes after a run."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return bool(torch.distributed.get_rank() == 0)
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"

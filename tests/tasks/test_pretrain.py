@@ -24,7 +24,7 @@ from fishpaw.demo import reviews
 from fishpaw.errors import CheckpointError, ConfigError, DataError
 from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.objectives import NAMES, Autoencoding, Contrastive, Masked, NextSentence, NextToken, SpanCorruption, UniLM
-from fishpaw.tasks.pretrain import Pretrain, fitting, leads, sized, special_of
+from fishpaw.tasks.pretrain import Pretrain, fitting, sized, special_of
 from fishpaw.text.learn import characters
 from fishpaw.text.vocab import SPECIAL, Vocab
 from fishpaw.text.wordpiece import WordPiece
@@ -255,15 +255,6 @@ def test_a_checkpoint_goes_on_with_what_it_lacks(pretrained, tmp_path):
     assert asked.batch.ids.tolist() == [gpt.special.sep, 3, 4, 5, gpt.special.sep] and asked.batch.segments is None
     assert float(gpt.loss(gpt.model, asked)[1]) == 4
 
-
-def test_of_many_processes_one_writes(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.setenv("RANK", "1")                                  # of something else than torchrun
-    assert leads()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    assert not leads()
-    monkeypatch.setenv("RANK", "0")
-    assert leads()
 
 
 # Training

@@ -84,9 +84,10 @@ def pretrain(
     was."""
     from fishpaw.tasks.corpora import gather
     from fishpaw.tasks.objectives import parse
-    from fishpaw.tasks.pretrain import Pretrain, fitting, leads
+    from fishpaw.tasks.pretrain import Pretrain, fitting
     from fishpaw.text.vocab import Vocab
     from fishpaw.text.wordpiece import WordPiece
+    from fishpaw.train.launch import leads
     from fishpaw.train.options import Options
 
     asked = parse(list(map(decoded, objective or ["mlm"])), words=whole_words)

@@ -63,9 +63,9 @@ def cosine(x: Tensor) -> Tensor:
 def taylor(x: Tensor) -> Tensor:
     """[1, x', the products x'_i x'_j / sqrt(2)] with x' = x / d^(1/4), [… d] -> [… 1 + d + d(d+1)/2]: a pair i < j once, times sqrt(2)."""
     d = x.shape[-1]
-    x = x * d**-0.25
-    apart = [x[..., step:] * x[..., : d - step] for step in range(1, d)]         # pairs by their distance: no gathering of columns
-    return torch.cat((torch.ones_like(x[..., :1]), x, x.square() * math.sqrt(0.5), *apart), dim=-1)
+    x = (x * d**-0.25).mT.contiguous()                                           # tokens side by side: long rows to multiply and to join
+    apart = [x[..., step:, :] * x[..., : d - step, :] for step in range(1, d)]   # pairs by their distance: no gathering of columns
+    return torch.cat((torch.ones_like(x[..., :1, :]), x, x.square() * math.sqrt(0.5), *apart), dim=-2).mT
 
 
 KINDS: dict[str, Callable[[], Linear]] = {"elu": lambda: Elu(elu), "cosine": lambda: Linear(cosine), "taylor": lambda: Taylor(taylor)}

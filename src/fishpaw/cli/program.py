@@ -51,8 +51,7 @@ def main() -> None:
         if said := _refusal(error):
             tell(said)
         leave(error.exit_code)
-    if code:
-        leave(code)
+    leave(code or 0)
 
 
 class Program(TyperGroup):

@@ -229,12 +229,9 @@ def check(options: dict[str, Any]) -> None:
 
 def unable(options: dict[str, Any]) -> tuple[str, ...]:
     """The two switches, by name, that can't stand together whatever the attention. A gated attention unit has no feed-forward to put mixed
-    norms around, and its values are wider than what NEZHA mixes in; the norms of queries and keys see no condition."""
-    gated, position = options.get("block") == "gau", switch.spec_name(options["position"])
-    if gated and options["norm_at"] == "mixed":
+    norms around; the norms of queries and keys see no condition."""
+    if options.get("block") == "gau" and options["norm_at"] == "mixed":
         return "gated attention unit", "mixed"
-    if gated and position == "nezha":
-        return "nezha", "wider"
     return ("qk_norm", "conditional") if options.get("qk_norm") and "conditional" in str(options["norm"]) else ()
 
 
@@ -304,7 +301,7 @@ def test_what_no_attention_changes_is_refused_by_name() -> None:
     shapes = [changes((0, position, 0, norm, 0, shape)) for position in range(len(AXES[1])) for norm in range(len(AXES[3]))
               for shape in range(len(AXES[5]))]
     refused = [options for options in shapes if unable(options)]
-    assert {unable(options) for options in refused} == {("gated attention unit", "mixed"), ("nezha", "wider"), ("qk_norm", "conditional")}
+    assert {unable(options) for options in refused} == {("gated attention unit", "mixed"), ("qk_norm", "conditional")}
     for options in refused:
         check(options)
 

@@ -204,17 +204,25 @@ def test_what_a_unit_has_no_place_for_is_refused(changes, says):
         model(**changes)
 
 
-def test_a_position_that_mixes_into_the_output_needs_values_as_wide_as_keys():
-    class Mixes(Position):
-        def __init__(self, config):
-            super().__init__()
+def test_what_nezha_mixes_in_is_as_wide_as_the_values():
+    net = model(position={"name": "nezha", "reach": 3}, attention="squared_relu")
+    unit, order = net.layers[0].attention, torch.arange(7)
+    seen = {}
+    unit.kernel.register_forward_hook(lambda kernel, given, out: seen.update(given=given, out=out.out))
+    net(TEXTS[0][None])
+    q, k, v, view = seen["given"][:4]
+    assert q.shape[-1] != v.shape[-1]
+    index = (order[None, :] - order[:, None]).clip(-3, 3) + 3                    # [q k]
 
-        def mix(self, weights, at):
-            return weights.sum(-1, keepdim=True).expand(*weights.shape[:-1], 11)
+    def rows(width):                                                 # sin in even columns, cos in odd ones
+        angle = torch.arange(7, dtype=torch.float64)[:, None] / 10000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width]
 
-    assert model(position=Mixes, head_size=11, intermediate_size=11)(TEXTS[0][None]).logits.isfinite().all()
-    with pytest.raises(ConfigError, match="Mixes"):
-        model(position=Mixes)
+    scores = (q[0] @ k[0].mT + torch.einsum("hqd,qkd->hqk", q[0], rows(q.shape[-1])[index])) / q.shape[-1] ** 0.5
+    shares = unit.kernel.shares(scores[None], view)[0]
+    expected = shares @ v[0] + torch.einsum("hqk,qke->hqe", shares, rows(v.shape[-1])[index])
+    assert float((seen["out"][0] - expected).abs().max()) < 1e-10
+    assert float((seen["out"][0] - shares @ v[0]).abs().max()) > 1e-3            # the planted fault: nothing mixed in
 
 
 # bert4torch

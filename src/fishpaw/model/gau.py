@@ -45,8 +45,6 @@ class GatedAttention(nn.Module):
         self.output = Linear(self.units, size, std=std, bias="output" in config.biases)
         self.activation = activations.get(config.activation)
         self.kernel: Attention = switch.build("attention", config.turns("attention")[0], config)
-        if self.units // self.heads != self.width:
-            self.kernel.honours = self.kernel.honours - {"mix"}      # what NEZHA mixes in is as wide as a key
 
     def forward(
         self,

@@ -36,9 +36,6 @@ REFUSALS: Mapping[str, Refusal] = {
     "full": Refusal("what it has summed can't hold later keys", "mask 'causal'"),
     "causal": Refusal("a normalisation over all positions reads the future", "mask 'full', or attention 'linear'"),
     "unilm": Refusal("a normalisation over all positions reads the target's future", "mask 'full', or attention 'linear'"),
-    "block 'gau' x {}": Refusal(
-        "a unit's values are wider than its keys, and what the position mixes in is as wide as a key", "position 'rotary', or block 'block'"
-    ),
     "block 'gau' x norm_at 'mixed'": Refusal("a gated attention unit has one norm, and mixed are two", "norm_at 'pre' or 'post'"),
     "block 'gau' x an encoder": Refusal(
         "a unit is attention and feed-forward at once, with no place between them for cross-attention", "block 'block' in the decoder"
@@ -61,8 +58,6 @@ def refused(pair: str, found: object = "") -> ConfigError:
 def refuse_attention(name: str, kernel: Attention, *, position: tuple[str, Position], mask: Mask, residual_scores: bool) -> None:
     """ConfigError where the attention `name` can't serve a layer's position (name and part), its mask, or residual scores."""
     for hook in sorted(position[1].hooks() - kernel.honours):
-        if hook == "mix" and kernel.has_scores:                      # the kernel could, but not in its block: model/gau.py
-            raise refused("block 'gau' x {}", f"position {position[0]!r}")
         raise _error(name, f"position {position[0]!r}", f"its hook {hook!r}", hook)
     if mask.clock not in kernel.clocks:
         raise _error(name, f"the mask {mask.clock!r}", "its clock", mask.clock)

@@ -46,7 +46,7 @@ arguments = parser.parse_args()
 rows, steps = (8, 3) if arguments.smoke else (400, None)
 model, tokenizer = load(arguments.model, mask="unilm")
 with seeded(0):
-    untrained = Transformer(model.config).eval()
+    nets = {"model": model, "untrained": Transformer(model.config).eval()}
 V, mask, found = tokenizer.size, tokenizer.mask_id, {}
 
 def say(part, name, **figures):
@@ -60,17 +60,19 @@ def pieces(name):
     cut = [one.ids[at : at + 126] for one in tokenizer.encode_batch(texts, special=False) for at in range(0, len(one.ids), 126)]
     cut = [numpy.array(ids) for ids in cut if len(ids) > 9]
     return cut[:: -(-len(cut) // rows)]
-
 @torch.inference_mode()
-def logits(network, sequences, segments, places):
-    """Of each sequence at its places, [m v]."""
-    made = []
+def asked(network, sequences, segment, places, true):
+    """Mean loss and share of right answers at places; segment: of all tokens but the first; 0 is read both ways, 1 from left to right."""
+    lost = right = done = 0
     for start in range(0, len(sequences), 16):
         part, own = sequences[start : start + 16], places[start : start + 16]
-        batch = Batch.packed([torch.tensor(ids) for ids in part], segments=[torch.full((len(ids),), segments) for ids in part])
-        at = torch.cat([torch.as_tensor(one) + first for one, first in zip(own, batch.first.tolist(), strict=True)])
-        made.append(network(batch, logits_at=at).logits.float())
-    return torch.cat(made)
+        segments = [(torch.arange(len(ids)) > 0).long() * segment for ids in part]
+        batch = Batch.packed([torch.from_numpy(ids) for ids in part], segments=segments)
+        at = torch.cat([torch.from_numpy(one) + first for one, first in zip(own, batch.first.tolist(), strict=True)])
+        logits, wanted = network(batch, logits_at=at).logits.float(), true[done : done + len(at)]
+        lost, right = lost + float(cross_entropy(logits, wanted, reduction="sum")), right + int((logits.argmax(1) == wanted).sum())
+        done += len(at)
+    return lost / done, right / done
 
 if {"fill", "write"} & set(arguments.only):
     unseen = {name: pieces(name) for name in SETS if (arguments.corpus / "unseen" / f"{name}.txt").exists()}
@@ -90,8 +92,7 @@ if "fill" in arguments.only:
         true = torch.from_numpy(numpy.concatenate([ids[at] for ids, at in kept]))
         seen = [numpy.concatenate([[tokenizer.cls_id], numpy.where(numpy.isin(numpy.arange(len(ids)), at), mask, ids), [tokenizer.sep_id]])
                 for ids, at in kept]
-        shares = {who: float((logits(net, seen, 0, [at + 1 for _, at in kept]).argmax(1) == true).float().mean())
-                  for who, net in (("model", model), ("untrained", untrained))}
+        shares = {who: asked(net, seen, 0, [at + 1 for _, at in kept], true)[1] for who, net in nets.items()}
         guessed = []
         for ids, at in kept:
             for place in at:
@@ -102,35 +103,21 @@ if "fill" in arguments.only:
 if "write" in arguments.only:
     for name, texts in unseen.items():
         true = torch.from_numpy(numpy.concatenate(texts))
-        perplexities = {}
-        for who, net in (("model", model), ("untrained", untrained)):
-            total = 0.0
-            for start in range(0, len(texts), 16):
-                part = texts[start : start + 16]
-                read = [torch.tensor([tokenizer.cls_id, *ids[:-1]]) for ids in part]
-                batch = Batch.packed(read, segments=[(torch.arange(len(ids)) > 0).long() for ids in read])
-                with torch.inference_mode():
-                    named = batch.unpack(net(batch).logits.float())
-                total += sum(float(cross_entropy(*both, reduction="sum")) for both in zip(named, map(torch.from_numpy, part), strict=True))
-            perplexities[who] = math.exp(total / len(true))
+        read, every = [numpy.concatenate([[tokenizer.cls_id], ids[:-1]]) for ids in texts], [numpy.arange(len(ids)) for ids in texts]
+        perplexities = {who: math.exp(asked(net, read, 1, every, true)[0]) for who, net in nets.items()}
         chances = numpy.concatenate([[single[ids[0]], *(0.9 * after[ids[:-1], ids[1:]] + 0.1 * single[ids[1:]])] for ids in texts])
         say("write", name, **perplexities, bigrams=float(numpy.exp(-numpy.log(chances).mean())))
 
-def marked(name):
-    """Pairs of sentences and their marks."""
-    path = next(arguments.data.glob(f"similarity/{name}*"))
-    cells = [line.text.split("\t") for line in read_lines(path)][: 40 if arguments.smoke else 4000]
-    return [cell[0] for cell in cells], [cell[1] for cell in cells], [float(cell[2]) for cell in cells]
-
 if "similar" in arguments.only:
     for name, path in (("STS-B", "sts_b_zh/sts-b-dev.txt"), ("AFQMC", "afqmc/train.txt")):
-        if not (arguments.data / "similarity").is_dir():
-            print("similar: there is no folder similarity in --data")
-            break
-        one, other, marks = marked(path)
+        cells = [line.text.split("\t") for file in arguments.data.glob(f"similarity/{path}*") for line in read_lines(file)][: rows * 10]
+        if not cells:
+            print(f"similar: {arguments.data} holds no similarity/{path}")
+            continue
+        one, other, marks = [cell[0] for cell in cells], [cell[1] for cell in cells], [float(cell[2]) for cell in cells]
         bag = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True).fit(one + other)
         cosines = {"TF-IDF": numpy.asarray(bag.transform(one).multiply(bag.transform(other)).sum(1)).ravel().tolist()}
-        for who, net in (("model", model), ("untrained", untrained)):
+        for who, net in nets.items():
             for pool in ("pooler", "mean"):
                 first, second = (normalize(encode(texts, (net, tokenizer), pool=pool, max_length=128)) for texts in (one, other))
                 cosines[f"{who}, {pool}"] = (first * second).sum(1).tolist()
@@ -145,7 +132,7 @@ if {"probe", "tune"} & set(arguments.only):
     train, unseen = (given.train[:200], given.unseen[:50]) if arguments.smoke else (given.train, given.unseen)
     true = [one.labels[0] for one in unseen]
 if "probe" in arguments.only:
-    for who, net in (("model", model), ("untrained", untrained)):
+    for who, net in nets.items():
         known, asked = (normalize(encode([one.text for one in part], (net, tokenizer), pool="mean", max_length=128)).numpy()
                         for part in (train, unseen))
         linear = LogisticRegression(C=100, max_iter=2000).fit(known, [one.labels[0] for one in train])

@@ -21,6 +21,7 @@ from fishpaw.tasks.pretrain import Pretrain
 from fishpaw.tasks.training import seeded
 from fishpaw.text.vocab import Vocab
 from fishpaw.text.wordpiece import WordPiece
+from fishpaw.train.distributed import own_device
 from fishpaw.train.options import Options
 
 MIXTURE = {Masked(rate=0.2, weight=3.0): 0.4, UniLM(): 0.15, NextToken(): 0.15, Contrastive(weight=20.0): 0.3}
@@ -50,6 +51,7 @@ shape = ModelConfig(
 )  # fmt: skip
 with seeded(arguments.seed):
     model = Transformer(shape)
+model.to(own_device())                                               # the GPU of its number, under torchrun; else the processor
 task = Pretrain(model, tokenizer, MIXTURE, length=64 if arguments.smoke else 128)
 steps = 4 if arguments.smoke else round(arguments.tokens / arguments.batch)
 options = Options(

@@ -51,6 +51,11 @@ def test_pieces_are_a_document_each(tmp_path, length):
         assert [joined[at : at + 32].tolist() for at in range(0, len(joined), 32)] != [piece.ids.tolist() for piece in pieces]
 
 
+def test_a_full_piece_is_never_too_short(tmp_path):
+    pieces = Pieces(made(tmp_path / "x"), 5)                         # shorter than what is left out of the rests
+    assert pieces.lengths.sum() == sum(n if n < 5 else n // 5 * 5 for n in LENGTHS)
+
+
 def test_draws_depend_on_seed_epoch_and_index_alone(tmp_path):
     shards = made(tmp_path / "x")
     bits = {}

@@ -171,3 +171,20 @@ def test_files_without_text_are_named(tmp_path):
     (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(DataError, match=r"blank\.txt: no text"):
         gather(Corpus([tmp_path / "blank.txt"]), tmp_path / "out")
+
+
+def test_what_is_kept_apart_is_never_trained_on_however_often_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "_MOST_APART", 5)
+    (tmp_path / "twice.txt").write_text("\n".join([*TEXTS, *TEXTS]), encoding="utf-8")
+    shards, dev = prepare(Corpus([tmp_path / "twice.txt"]), tmp_path / "out", TOKENIZER, apart=0.3)
+    held = {tuple(one) for one in ids(dev)}
+    assert len(dev) == 5 and len(held) == 5 and not held & {tuple(one) for one in ids(shards)}
+    chosen = [text for text in TEXTS if corpora._share(text) < 0.3]
+    assert len(chosen) > 20 and len(shards) == 2 * (len(TEXTS) - 5)  # the planted fault: all but those held, once each
+
+
+def test_standard_input_is_not_taken_for_shards_that_are_there(corpus, tmp_path):
+    gather(corpus, tmp_path / "out", TOKENIZER)
+    with pytest.raises(DataError, match="standard input"):
+        gather(Corpus(["-"]), tmp_path / "out", TOKENIZER, anew=True)
+    assert len(gather(corpus, tmp_path / "out", TOKENIZER, anew=True)[1]) > 300

@@ -187,6 +187,8 @@ def test_a_model_becomes_what_its_objectives_need():
     assert fitting(plain, [NextSentence(), Contrastive()])["heads"] == ("mlm", "pooler", "nsp")
     assert fitting(plain, [Autoencoding()]) == {**TTA, "heads": ("mlm",)}
     assert fitting(encoder_decoder(), [SpanCorruption()]) == {}
+    assert fitting(shape(**TTA), [NextToken()]) == {"mask": "causal", "stream": "tokens", "heads": ("mlm",)}
+    assert fitting(shape(**TTA), [Masked()]) == {"mask": "full", "stream": "tokens", "heads": ("mlm",)}
     assert fitting(shape(mask="unilm", heads=("lm",)), [NextToken(), Masked()])["heads"] == ("lm", "mlm")
     for never in ([NextSentence(), NextToken()], [Autoencoding(), Masked()], [UniLM(), Autoencoding()]):
         with pytest.raises(ConfigError, match=f"{type(never[0]).__name__}, {type(never[1]).__name__} together"):
@@ -343,3 +345,11 @@ def killed(out, folder, kills):
 
 if __name__ == "__main__":
     sys.exit(killed(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+
+
+def test_texts_that_nothing_is_asked_of_are_no_measure(tmp_path):
+    write([Document([1, 1, 1])], tmp_path / "dev", vocab_size=TOKENIZER.size)      # [UNK], which is never hidden
+    write([Document([7, 8, 9] * 9)], tmp_path / "train", vocab_size=TOKENIZER.size)
+    task = Pretrain.new(TOKENIZER, {Masked(): 1}, config=shape(), length=32)
+    with pytest.raises(DataError, match="Nothing is asked of"):
+        task.fit(Shards(tmp_path / "train"), Shards(tmp_path / "dev"), options=Options(steps=1, batch_size=1), progress=False)

@@ -96,6 +96,8 @@ def pretrain(
     if tokens is not None and steps is not None:
         raise ConfigError("--tokens and --steps are given.", fix="Leave one out.")
     checks.number("--tokens", tokens, least=1, optional=True)
+    checks.whole("--token-budget", token_budget, least=1)
+    checks.whole("--accumulate", accumulate, least=1)
     checks.one_of("--parallel", parallel, ("replicated", "sharded"))
     if dev == "-" and "-" in data:
         raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
@@ -189,5 +191,5 @@ def _curve(record: dict[str, Any]) -> str | None:
         return f"  step {record['step']:>6}  loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s{share}"
     if record["event"] != "evaluate":
         return None
-    names = [name for name in record if name == "loss" or name.endswith("_accuracy")]
+    names = [name for name in record if (name == "loss" or name.endswith("_accuracy")) and isinstance(record[name], float)]
     return f"  step {record['step']:>6}  unseen:" + "".join(f" {name.replace('_', ' ')} {record[name]:.3f}" for name in names)

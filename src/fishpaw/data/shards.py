@@ -194,8 +194,8 @@ class Piece:
 
 
 class Pieces(Sequence[Piece]):
-    """Documents cut into pieces of `length` tokens; the rest of a document is a shorter piece, left out below `least` tokens unless it is
-    the whole document. No piece crosses from one document into the next.
+    """Documents cut into pieces of `length` tokens; the rest of a document is a shorter piece, left out below `least` tokens (at most
+    `length`) unless it is the whole document. No piece crosses from one document into the next.
 
     visit(index, epoch): the piece as that epoch reads it (Piece.generator). Errors: DataError where no piece is left.
     """
@@ -210,7 +210,7 @@ class Pieces(Sequence[Piece]):
         within = numpy.arange(len(owner)) - numpy.repeat(numpy.cumsum(counts) - counts, counts)
         self._starts = starts[owner] + within * length
         self._ends = numpy.minimum(self._starts + length, ends[owner])
-        kept = (self._ends - self._starts >= least) | (counts[owner] == 1)
+        kept = (self._ends - self._starts >= min(least, length)) | (counts[owner] == 1)
         self._starts, self._ends = self._starts[kept], self._ends[kept]
         self._begins, self._closes = (within == 0)[kept], (self._ends == ends[owner][kept])
         if not len(self._starts):

@@ -67,6 +67,9 @@ def gather(
     with lock(folder / "corpus", timeout=_PATIENCE):
         if anew and (folder / "shards" / "shards.json").is_file():
             own = facts if tokenizer is None else {**facts, "vocabulary": vocabulary_digest(tokenizer)}
+            if "-" in map(str, corpus.files):
+                raise DataError(f"{folder / 'shards'} is there already, and whether standard input holds the same texts can't be told.",
+                                fix="Choose another folder, remove that one, or give files.")
             if _differing(Shards(folder / "shards", verify=False), own):
                 shutil.rmtree(folder / "shards")
         if not (folder / "shards").exists():
@@ -85,9 +88,10 @@ def prepare(
     """Shards to train on and to evaluate on, in folder/shards and folder/dev: written if they aren't there, else those that are.
 
     words: keep which tokens begin a word (whole-word masking): jieba's words, and no piece of a word that WordPiece has cut. apart: share
-    of the documents that is kept apart where no `dev` is given, the same texts together, 8192 documents at most; 0 or none so chosen:
-    no shards to evaluate on. A process that is killed leaves both or begins again. Errors: DataError for texts that can't be read or
-    hold no token, and for shards there of other texts or another vocabulary; ConfigError for jieba that is not installed.
+    of the documents that is kept apart where no `dev` is given, the same texts together, 8192 documents at most, and none of them trained
+    on; 0 or none so chosen: no shards to evaluate on. A process that is killed leaves both or begins again. Errors: DataError for texts
+    that can't be read or hold no token, and for shards there of other texts or another vocabulary; ConfigError for jieba that is not
+    installed.
     """
     checks.number("The share kept apart", apart, least=0, below=1)
     folder = Path(folder)
@@ -100,20 +104,24 @@ def prepare(
             shutil.rmtree(folder / "dev")                            # of a process that was killed before the shards were whole
         cut = jieba_cutter() if words else None
         held: list[Document] = []
+        seen: set[float] = set()                                     # the texts that are kept apart, by their shares
 
         def kept() -> Iterator[Document]:
-            chosen: deque[bool] = deque()
+            chosen: deque[float | None] = deque()
 
             def looked_at() -> Iterator[str]:
                 for text in corpus.texts():
-                    chosen.append(dev is None and apart > 0 and _share(text) < apart)
+                    share = _share(text) if dev is None and apart > 0 else 1.0
+                    chosen.append(share if share < apart else None)
                     yield text
 
             for document in documents(looked_at(), tokenizer, cut=cut):
-                if chosen.popleft() and len(held) < _MOST_APART:
-                    held.append(document)
-                else:
+                share = chosen.popleft()
+                if share is None or (len(held) >= _MOST_APART and share not in seen):
                     yield document
+                elif len(held) < _MOST_APART:                        # once there are enough, the same text again is neither
+                    seen.add(share)
+                    held.append(document)
             unseen = held if dev is None else documents(dev.texts(), tokenizer, cut=cut)
             if dev is not None or any(len(numpy.asarray(one.ids)) for one in held):
                 write(unseen, folder / "dev", vocab_size=tokenizer.size, facts=facts)      # before the shards are: both, or none

@@ -64,6 +64,11 @@ class Row:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def asks(self) -> bool:
+        """Whether it has a question."""
+        return bool(len(self.at)) or self.follows is not None or self.view
+
 
 class Objective(Protocol):
     """rows(piece, special) -> its rows, a function of the piece alone, whose generator draws what is random.

@@ -100,7 +100,9 @@ def fitting(config: ModelConfig, objectives: Iterable[Objective]) -> dict[str, A
     if own != "encoder-decoder" and own not in clocks:
         changes["mask"] = next((name for name in clocks if name != "encoder-decoder"), "full")
     if config.stream not in streams:
-        changes |= {"stream": streams[0], "mask": {"name": "full", "exclude_self": streams[0] == "positions"}}
+        changes["stream"] = streams[0]
+        clock = next(name for name in (changes.get("mask", own), *clocks) if name in clocks)
+        changes["mask"] = {"name": "full", "exclude_self": True} if streams[0] == "positions" else clock
     heads: list[Spec] = list(config.heads)
     for wanted in _missing(map(spec_name, heads), asked):
         name = wanted.split(" or ")[0]
@@ -203,6 +205,9 @@ class Pretrain:
             read = self.pieces(dev)
             count = min(evaluated, len(read))
             unseen = [read[index * len(read) // count] for index in range(count)]                  # from all over it
+            if not any(row.asks for piece in unseen for row in self._rows(piece)[1]):
+                raise DataError(f"Nothing is asked of {dev.folder}: its texts are too short, or unknown to the vocabulary.",
+                                fix="Give longer ones to evaluate on, or none.")
             identity["dev"] = f"{dev.digest} {evaluated}"
         result = fit(
             self.model, pieces, loss=self.loss, collate=self.collate, options=options, out=out, resume=resume, optimizer=optimizer,
@@ -219,8 +224,7 @@ class Pretrain:
         rows: list[Row] = []
         kinds: list[int] = []
         for piece in pieces:
-            kind = self._chosen(piece)
-            made = self.objectives[kind].rows(piece, self.special)
+            kind, made = self._rows(piece)
             rows += made
             kinds += [kind] * len(made)
         if not rows:
@@ -293,6 +297,11 @@ class Pretrain:
         if len(asked.rows):
             found.append(("follows", output.nsp[asked.rows], (~asked.follows).long()))
         return found
+
+    def _rows(self, piece: Piece) -> tuple[int, Sequence[Row]]:
+        """Which objective reads a piece, and what it makes of it."""
+        kind = self._chosen(piece)
+        return kind, self.objectives[kind].rows(piece, self.special)
 
     def _chosen(self, piece: Piece) -> int:
         """Which objective reads a piece: of the generator's second stream, so that its own draws are independent of it."""

@@ -11,9 +11,8 @@ F1        of the negative reviews if they were one in fifty there too: a false a
 AUC       of the scores: what no threshold changes
 searched  both again, each with the threshold that is best for it on the held-out reviews
 
-All is kept in --out: a run that was stopped goes on, one that ended is only read. Expected, balanced at 1/2 and searched:
-cross entropy .500 .724, its prior taken off .684 .724, class weights .573 .743, logit adjustment .646 .739, smooth F1 .539 .699, dice .500
-.552, focal and LDAM .500 and below cross entropy's .724. Five minutes of one core.
+A stopped run goes on. Expected, balanced at 1/2 and searched: cross entropy .500 .724, its prior taken off .684 .724, class weights .573
+.743, logit adjustment .646 .739, smooth F1 .539 .699, dice .500 .552, focal and LDAM .500 and below cross entropy's .724.
 """
 
 import argparse

@@ -22,6 +22,7 @@ from fishpaw.tasks.training import seeded
 from fishpaw.text.vocab import Vocab
 from fishpaw.text.wordpiece import WordPiece
 from fishpaw.train.distributed import own_device
+from fishpaw.train.launch import leads
 from fishpaw.train.options import Options
 
 MIXTURE = {Masked(rate=0.2, weight=3.0): 0.4, UniLM(): 0.15, NextToken(): 0.15, Contrastive(weight=20.0): 0.3}
@@ -37,9 +38,9 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--smoke", action="store_true", help="a few steps of a smaller model on the bundled reviews: seconds")
 arguments = parser.parse_args()
 arguments.out /= "smoke" if arguments.smoke else "."                 # a trial never stands in for a run
-if arguments.smoke:
+if arguments.smoke and leads():
     subprocess.run([sys.executable, Path(__file__).with_name("open_corpus.py"), "--smoke", "--out", arguments.out], check=True)
-    arguments.corpus = arguments.out / "smoke"
+arguments.corpus = arguments.out / "smoke" if arguments.smoke else arguments.corpus
 if not (arguments.corpus / "vocab.txt").is_file():
     parser.error(f"{arguments.corpus} holds no vocab.txt: run recipes/open_corpus.py, or give --corpus DIR")
 layers, width = (1, 32) if arguments.smoke else map(int, arguments.size.split("x"))
@@ -67,4 +68,5 @@ result = task.fit(
     Shards(arguments.corpus / "train"), Shards(arguments.corpus / "dev"), options=options, out=arguments.out / "run", report=report,
     optimizer=lambda own: adamw(own, learning_rate=arguments.rate, weight_decay=0.01, betas=(0.9, 0.98)),
 )  # fmt: skip
-print(f"{result.step} steps, {result.seconds:.0f} s, best loss {result.best:.4f}: {arguments.out / 'run' / 'model'}")
+if leads():
+    print(f"{result.step} steps, {result.seconds:.0f} s, best loss {result.best:.4f}: {arguments.out / 'run' / 'model'}")

@@ -78,8 +78,8 @@ if {"fill", "write"} & set(arguments.only):
     unseen = {name: pieces(name) for name in SETS if (arguments.corpus / "unseen" / f"{name}.txt").exists()}
     unseen = unseen or {path.stem: pieces(path.stem) for path in (arguments.corpus / "unseen").glob("*.txt")}
     shards, pairs = Shards(arguments.corpus / "train"), numpy.zeros(V * V, dtype=numpy.int64)
-    for start in range(0, shards.tokens - 1, 1 << 23):                # a pair over the end of a document is one in two hundred
-        ids = shards.read(start, min(start + (1 << 23) + 1, shards.tokens))[0]
+    for start in range(0, len(shards), 1 << 14):                      # a pair over the end of a document is one in two hundred
+        ids = numpy.concatenate([shards[at].ids for at in range(start, min(start + (1 << 14), len(shards)))])
         pairs += numpy.bincount(ids[:-1] * V + ids[1:], minlength=V * V)
     pairs = pairs.reshape(V, V)
     after = ((pairs + 0.01) / (pairs.sum(1, keepdims=True) + 0.01 * V)).astype(numpy.float32)       # P(next | this)

@@ -72,7 +72,8 @@ def test_fields_vocabulary_and_standard_input(fishpaw_, tmp_path):
     (("--data", "missing.txt"), "missing.txt"), (("--length", "7"), "length"), (("--whole-words", "--steps", "0"), "steps"),
     (("--tokens", "nan"), "--tokens is nan"), (("--data", "-", "--dev", "-"), "both read standard input"),
     (("--parallel", "x"), "--parallel is 'x'"), (("--tokens", "1e4", "--token-budget", "0"), "--token-budget is 0"),
-    (("--tokens", "1e4", "--accumulate", "0"), "--accumulate is 0"),
+    (("--tokens", "1e4", "--accumulate", "0"), "--accumulate is 0"), (("--objective", "mlm=much"), "'much'"),
+    (("--change", "mask=causal"), "--change mask: the objectives need 'full'"),
 ])  # fmt: skip
 def test_mistakes_are_one_sentence(fishpaw_, texts, tmp_path, words, said):
     done = fishpaw_("pretrain", *texts, "--out", tmp_path / "out", *words)

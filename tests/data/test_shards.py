@@ -7,6 +7,7 @@ import pytest
 
 from fishpaw.data.shards import Document, Pieces, Shards, write
 from fishpaw.errors import CheckpointError, DataError
+from fishpaw.files import write_manifest
 
 DRAW = numpy.random.default_rng(0)
 LENGTHS = [1, 7, 8, 31, 97, 2, 64, 32, 33, 13]
@@ -87,6 +88,7 @@ def test_a_changed_byte_is_told(tmp_path):
 
 @pytest.mark.parametrize("documents, told", [
     ([], "No document"), ([Document([])], "No document"), ([Document([1009])], "Document 1: ids"), ([Document([-1])], "Document 1: ids"),
+    ([Document([1.5])], "Document 1: ids of float64"), ([Document(["a"])], "Document 1: ids of"), ([Document([[1], [2]])], "shape"),
     ([Document([1], [True]), Document([2])], "Document 2: words"), ([Document([1], [True, False])], "2 words for 1"),
 ])  # fmt: skip
 def test_what_can_not_be_is_refused_and_nothing_is_written(tmp_path, documents, told):
@@ -95,6 +97,30 @@ def test_what_can_not_be_is_refused_and_nothing_is_written(tmp_path, documents, 
     assert not (tmp_path / "x").exists()
     with pytest.raises(CheckpointError, match="shards.json"):
         Shards(tmp_path)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("shards.json", b"{"), ("shards.json", b"[]"), ("shards.json", b'{"version": 1}'), ("tokens-00000.npy", b"no array"),
+])  # fmt: skip
+def test_damage_that_its_manifest_agrees_with_is_told(tmp_path, name, content):
+    made(tmp_path / "x")
+    (tmp_path / "x" / name).write_bytes(content)
+    write_manifest(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="no sound shards"):
+        Shards(tmp_path / "x")
+
+
+def test_what_is_of_several_files_is_not_read_at_once(tmp_path):
+    shards = made(tmp_path / "x", shard_tokens=50)
+    with pytest.raises(IndexError):
+        shards.read(0, shards.tokens)
+
+
+def test_pieces_draw_other_numbers_than_the_order_of_epochs(tmp_path):
+    pieces = Pieces(made(tmp_path / "x"), 16, seed=5)
+    order = numpy.random.Philox(key=5 << 64 | 3).random_raw(4)       # as data/order.py draws those of epoch 3
+    own = pieces.visit(3, 0).generator().bit_generator.random_raw(4)
+    assert not set(order.tolist()) & set(own.tolist())
 
 
 def test_another_version_is_refused(tmp_path):

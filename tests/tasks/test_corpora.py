@@ -167,6 +167,11 @@ def test_what_is_no_share_no_text_and_no_file_is_refused(corpus, tmp_path):
     assert len(list(Corpus(corpus.files, limit=7).texts())) == 7
 
 
+def test_one_name_is_no_list_of_files():
+    with pytest.raises(ConfigError, match="one name"):
+        Corpus("a.txt")
+
+
 def test_files_without_text_are_named(tmp_path):
     (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(DataError, match=r"blank\.txt: no text"):

@@ -48,7 +48,7 @@ def every(pieces, epochs=20):
 
 def bits(piece):
     """The draws of a piece, by numpy alone."""
-    return numpy.random.Generator(numpy.random.Philox(key=5 << 64 | piece.epoch << 40 | piece.index))
+    return numpy.random.Generator(numpy.random.Philox(key=5 << 64 | piece.epoch << 40 | piece.index, counter=1 << 128))
 
 
 # Rows by plain loops

@@ -79,6 +79,11 @@ def test_signals_stop_all_after_the_same_step_and_draws_go_on_to_the_same_bits()
 
 
 @applied
+def test_what_a_model_remembers_beside_its_weights_is_the_leaders() -> None:
+    assert answers("redrawn")["redrawn"]["gap"] == 0
+
+
+@applied
 def test_an_error_in_one_process_ends_both_with_one_sentence() -> None:
     found = answers("failing")["failing"]
     for name, says in (("nan", "Step 5: the loss is nan (examples"), ("replicated", "Example 11 is bad. Mend it."),

@@ -77,10 +77,10 @@ def evaluate(model: nn.Module) -> dict[str, float]:
     return {"loss": float(total / count)}
 
 
-def train(out: Path, *, dropout: float = 0.0, using: Loss = loss, **changes: Any) -> Transformer:
+def train(out: Path, *, dropout: float = 0.0, using: Loss = loss, shape: ModelConfig = SHAPE, **changes: Any) -> Transformer:
     """One run in this process, which may be one of several; the weights that come of it are in out/last.safetensors."""
     torch.manual_seed(1 + int(os.environ.get("RANK", "0")))          # another model in each process: the leader's counts
-    model = Transformer(dataclasses.replace(SHAPE, dropout=dropout))
+    model = Transformer(dataclasses.replace(shape, dropout=dropout))
     before = dict(model.named_parameters())
     options = dataclasses.replace(OPTIONS, **{name: changes.pop(name) for name in [*changes] if name in OPTIONS.__dataclass_fields__})
     given: dict[str, Any] = {"loss": using, "collate": collate, "evaluate": evaluate, "monitor": "-loss", "progress": False, **changes}
@@ -233,6 +233,17 @@ def drawn(folder: Path) -> dict[str, Any]:
     return {"same": [(folder / "whole" / name).read_bytes() == (folder / "parts" / name).read_bytes() for name in names]}
 
 
+def redrawn(folder: Path) -> dict[str, Any]:
+    """FAVOR+ that draws anew every third call, of which each process has its own number: the same bits after a kill."""
+    attention = {"name": "performer", "redraw": 3, "seed": 1, "features": 8}
+    shape = dataclasses.replace(SHAPE, attention=attention, position="rotary", head_size=6)
+    options = {"steps": 8, "parallel": "sharded", "evaluate": None, "monitor": "accuracy", "save_every": 3, "shape": shape}
+    run(folder / "whole", 2, **options)
+    run(folder / "parts", 2, using=after(11, die), **options)
+    run(folder / "parts", 2, **options)
+    return {"gap": gap(folder / "whole", folder / "parts")}
+
+
 def failing(folder: Path) -> dict[str, Any]:
     """A loss that is no number, and examples that can't be used, in one process."""
     nan = run(folder / "nan", 2, using=after(9, lambda: math.nan))
@@ -275,7 +286,7 @@ def disagreeing(folder: Path) -> dict[str, Any]:
     return {"codes": ended(pids), "said": (folder / "data.said").read_text(encoding="utf-8")}
 
 
-SCENARIOS = {one.__name__: one for one in (equal_adamw, equal_lamb, killed, drawn, failing, stopped, disagreeing)}
+SCENARIOS = {one.__name__: one for one in (equal_adamw, equal_lamb, killed, drawn, redrawn, failing, stopped, disagreeing)}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

@@ -141,8 +141,9 @@ def build(
     seed: int | None = None,
 ) -> Performer:
     """features: drawn vectors, m (None: d ln d, 266 for heads of 64). kind: "positive", or "hyperbolic", which uses w and -w: 2m features
-    of lower variance. draw: "orthogonal" or "iid". redraw: calls in training until new ones are drawn (None: never). seed: of the draws;
-    None: from torch's random numbers, another in each layer; a number draws the same in every layer. Errors: ConfigError."""
+    of lower variance. draw: "orthogonal" or "iid". redraw: calls in training, one a group of rows, until new ones are drawn (None: never).
+    seed: of the draws; None: from torch's random numbers, another in each layer; a number draws the same in every layer. Errors:
+    ConfigError."""
     size = config.width
     if size > WIDEST:
         raise ConfigError(f"attention 'performer' has heads of {size}, more than {WIDEST}.", fix="Use more heads, or attention 'linear'.")

@@ -99,6 +99,9 @@ def pretrain(
     checks.whole("--token-budget", token_budget, least=1)
     checks.whole("--accumulate", accumulate, least=1)
     checks.one_of("--parallel", parallel, ("replicated", "sharded"))
+    if restart and "-" in data and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("--restart and standard input under torchrun: its processes can't tell old shards from new ones.",
+                          fix="Give files, or another --out.")
     if dev == "-" and "-" in data:
         raise ConfigError("--data and --dev both read standard input.", fix="Give a file for one of them.")
     usual = 2e-3 if optimizer == "lamb" else 1e-3 if model is None else 1e-4
@@ -110,8 +113,11 @@ def pretrain(
     )  # fmt: skip
     made, changes, place = _optimizer(optimizer, options.learning_rate, weight_decay), changes_of(change), _device(device)
     shape = _shape(size, changes) if model is None else None
-    if shape is not None:
-        fitting(shape, asked)                                        # refused before minutes of reading
+    checks.whole("--length", length, least=8)
+    if shape is not None:                                            # refused before minutes of reading
+        needed = fitting(shape, asked)
+        for field in sorted(needed.keys() & changes.keys()):
+            raise ConfigError(f"--change {field}: the objectives need {needed[field]!r}.", fix="Leave it out, or choose other objectives.")
     check_out(out)
     corpus = _corpus([*data, *(files or [])], unit, field, skip_bad, limit)
     unseen = None if dev is None else _corpus([dev], unit, field, skip_bad, None)

@@ -76,8 +76,11 @@ def run(
 
     try:
         result = fit(report=report)
-    except KeyboardInterrupt:
-        tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
+    except (KeyboardInterrupt, SystemExit) as error:                 # Ctrl-C; SIGTERM, or another process' fault, which that one tells
+        if stopped_at or isinstance(error, KeyboardInterrupt):
+            tell(f"fishpaw: stopped at step {stopped_at[0]}; the same command goes on." if stopped_at else "fishpaw: stopped.")
+        if isinstance(error, SystemExit):
+            raise
         leave(130)
     if result.resumed_from == result.step:
         tell("fishpaw: this run had ended; nothing was trained (--restart begins anew)")

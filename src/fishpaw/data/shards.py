@@ -27,6 +27,7 @@ Flags = NDArray[numpy.bool_]
 
 _FACTS = "shards.json"
 _VERSION = 1
+_ANEW = "Write it anew."
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def write(
     sizes: list[dict[str, int]] = []
     worded: bool | None = None
     with folder_atomic(folder) as new:
-        ids: list[Ids] = []
+        ids: list[NDArray[Any]] = []
         words: list[Flags] = []
         held = count = 0
 
         def close() -> None:
             nonlocal held
             name = f"{len(sizes):05d}.npy"
-            numpy.save(new / f"tokens-{name}", numpy.concatenate(ids).astype(dtype))
+            numpy.save(new / f"tokens-{name}", numpy.concatenate(ids))
             numpy.save(new / f"documents-{name}", numpy.cumsum([len(one) for one in ids], dtype=numpy.int64))
             if worded:
                 numpy.save(new / f"words-{name}", numpy.packbits(numpy.concatenate(words)))
@@ -75,13 +76,15 @@ def write(
             held = 0
 
         for document in documents:
-            own = numpy.asarray(document.ids, dtype=numpy.int64)
+            own = numpy.asarray(document.ids)
             count += 1
             if not own.size:
                 continue
-            if own.ndim != 1 or own.min() < 0 or own.max() >= vocab_size:
-                raise DataError(f"Document {count}: ids from {own.min()} to {own.max()}, shape {own.shape}, but the vocabulary has "
-                                f"{vocab_size}.", fix="Encode it with the vocabulary that is given.")
+            if own.dtype.kind not in "iu" or own.ndim != 1:
+                raise DataError(f"Document {count}: ids of {own.dtype}, shape {own.shape}.", fix="Give a list of whole numbers.")
+            if own.min() < 0 or own.max() >= vocab_size:
+                raise DataError(f"Document {count}: ids from {own.min()} to {own.max()}, but the vocabulary has {vocab_size}.",
+                                fix="Encode it with the vocabulary that is given.")
             worded = document.words is not None if worded is None else worded
             if worded != (document.words is not None):
                 raise DataError(f"Document {count}: words are given for some documents only.", fix="Give them for all, or for none.")
@@ -90,7 +93,7 @@ def write(
                 if begins.shape != own.shape:
                     raise DataError(f"Document {count}: {begins.size} words for {own.size} ids.", fix="Give one flag a token.")
                 words.append(begins)
-            ids.append(own)
+            ids.append(own.astype(dtype))
             held += len(own)
             if tell is not None:
                 tell(len(own))
@@ -117,15 +120,18 @@ class Shards:
         if not (self.folder / _FACTS).is_file():
             raise CheckpointError(f"{self.folder} holds no {_FACTS}.", fix="Give a folder that data.shards.write or fishpaw pretrain made.")
         self.digest = verify_manifest(self.folder) if verify else read_digest(self.folder)
-        head = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))
-        if head.get("version") != _VERSION:
-            raise CheckpointError(f"{self.folder / _FACTS}: version {head.get('version')!r}, but {_VERSION} is read.", fix="Write it anew.")
-        self.vocab_size: int = head["vocab_size"]
-        self.facts: dict[str, Any] = head["facts"]
-        names = [f"{index:05d}.npy" for index in range(len(head["shards"]))]
-        self._tokens = [numpy.load(self.folder / f"tokens-{name}", mmap_mode="r") for name in names]
-        self._ends = [numpy.load(self.folder / f"documents-{name}") for name in names]
-        self._words = [numpy.load(self.folder / f"words-{name}", mmap_mode="r") for name in names] if head["words"] else None
+        try:
+            head = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))
+            if head["version"] != _VERSION:
+                raise CheckpointError(f"{self.folder / _FACTS}: version {head['version']!r}, but {_VERSION} is read.", fix=_ANEW)
+            self.vocab_size: int = head["vocab_size"]
+            self.facts: dict[str, Any] = head["facts"]
+            names = [f"{index:05d}.npy" for index in range(len(head["shards"]))]
+            self._tokens = [numpy.load(self.folder / f"tokens-{name}", mmap_mode="r") for name in names]
+            self._ends = [numpy.load(self.folder / f"documents-{name}") for name in names]
+            self._words = [numpy.load(self.folder / f"words-{name}", mmap_mode="r") for name in names] if head["words"] else None
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CheckpointError(f"{self.folder}: no sound shards ({type(error).__name__}: {error}).", fix=_ANEW) from error
         self._first = numpy.cumsum([0, *(len(ends) for ends in self._ends)])                       # documents before each shard
         self._before = numpy.cumsum([0, *(len(tokens) for tokens in self._tokens)])                # tokens before each shard
 
@@ -154,6 +160,8 @@ class Shards:
         """ids and words of the tokens from `start` to `end`, counted over all shards, within one document."""
         shard = int(numpy.searchsorted(self._before, start, side="right")) - 1
         before = int(self._before[shard])
+        if end - before > len(self._tokens[shard]):
+            raise IndexError(f"tokens {start} to {end} are not of one document")
         return self._read(shard, start - before, end - before)
 
     def _read(self, shard: int, start: int, end: int) -> tuple[Ids, Flags | None]:
@@ -184,9 +192,10 @@ class Piece:
         return len(self.ids)
 
     def generator(self, *, stream: int = 0) -> numpy.random.Generator:
-        """A new generator; its bits are Philox's (doi:10.1145/2063384.2063405). stream: others are independent of it."""
+        """A new generator; its bits are Philox's (doi:10.1145/2063384.2063405). stream: others are independent of it, and of
+        the order of epochs (data/order.py), which has the first."""
         key = (self.source.seed % 2**64) << 64 | self.epoch << 40 | self.index
-        return numpy.random.Generator(numpy.random.Philox(key=key, counter=stream << 128))
+        return numpy.random.Generator(numpy.random.Philox(key=key, counter=(stream + 1) << 128))
 
     def elsewhere(self, generator: numpy.random.Generator) -> Piece:
         """Another piece, drawn from all."""

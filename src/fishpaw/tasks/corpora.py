@@ -43,6 +43,10 @@ class Corpus:
     skip_bad: int = 0
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.files, str | Path):
+            raise ConfigError(f"The files are one name, {str(self.files)!r}.", fix="Give a list of them.")
+
     def texts(self) -> Iterator[str]:
         """The documents, `limit` at most."""
         found = read_documents(self.files, unit=self.unit, field=self.field, skip_bad=self.skip_bad)

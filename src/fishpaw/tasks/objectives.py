@@ -343,7 +343,7 @@ def parse(written: Sequence[str], *, words: bool = False) -> dict[Objective, flo
         try:
             value = float(share) if equals else 1.0
         except ValueError:
-            value = 0.0
+            raise ConfigError(f"The share of {name} is {share!r}.", fix=f"Give a number: {name}=0.5.") from None
         checks.number(f"The share of {name}", value)
         found[kind(words=True) if words and kind in (Masked, NextSentence) else kind()] = value
     return found

@@ -48,7 +48,7 @@ _SENTINELS = (r"<extra_id_(\d+)>", r"\[unused(\d+)\]")
 class Asked:
     """A batch and all that is asked of it. batch: packed, or padded beside encoder_batch, which an encoder reads. at [m]: flat indices
     whose logits are asked for, targets [m], kinds [m] the objective that asks. views [p 2]: rows whose pooled vectors belong together.
-    follows [x] in rows [x]: whether the second part follows."""
+    follows [x] in rows [x]: whether the second part follows. lengths: tokens of each row."""
 
     batch: Batch
     at: Tensor
@@ -58,6 +58,7 @@ class Asked:
     rows: Tensor
     follows: Tensor
     encoder_batch: Batch | None = None
+    lengths: tuple[int, ...] = ()
 
 
 def special_of(tokenizer: Tokenizer) -> Special:
@@ -243,6 +244,7 @@ class Pretrain:
             rows=torch.tensor(told, dtype=torch.long),
             follows=torch.tensor([bool(rows[index].follows) for index in told]),
             encoder_batch=encoder_batch,
+            lengths=tuple(len(row) + (0 if row.source is None else len(row.source)) for row in rows),
         )
 
     def _batches(self, rows: Sequence[Row]) -> tuple[Batch, Batch | None]:

@@ -82,7 +82,7 @@ class Processes(Team):
             time.sleep(_PATIENCE)
             if is_known:
                 raise SystemExit(FishpawError.exit_code) from None                   # it says itself what was wrong
-            what = f"Process {self.rank}: another process of this run is gone."
+            what = f"Process {self.rank}: another process of this run is gone ({str(error).splitlines()[0]})."
             raise FishpawError(what, fix="Look for its last words above, then start again: the run goes on.") from None
         else:
             _store().set(f"{self._faults}/{self.rank}", str(error))
@@ -198,7 +198,20 @@ class Sharded(Processes):
             fully_shard(unit, mesh=mesh)
         self._root: Any = fully_shard(_Shard(model, loss), mesh=mesh)
         self._whole.empty()
-        return lambda batch, last: cast(tuple[Tensor, Tensor | float], self._root(batch))
+        kept = sorted({name for name, _ in model.named_buffers()} & model.state_dict().keys())
+        first = True
+
+        def forward(batch: Any, last: bool) -> tuple[Tensor, Tensor | float]:
+            nonlocal first
+            if first:                                              # a step begins with the leader's buffers, as with replicas
+                held = dict(model.named_buffers())
+                for name in kept:
+                    own = held[name]
+                    own.copy_(self.spread(own if self.leader else None, shape=own.shape, dtype=own.dtype, like=own))
+            first = last
+            return cast(tuple[Tensor, Tensor | float], self._root(batch))
+
+        return forward
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         if found := re.search(rf"\b({'|'.join(_UNSHARDABLE)})\b", describe(optimizer)):

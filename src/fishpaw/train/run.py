@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fishpaw.data.collate import move
@@ -30,7 +32,15 @@ from fishpaw.train.randomness import Randomness, isolated
 from fishpaw.train.team import Forward, Team
 from fishpaw.train.throughput import Meter, peak
 
-__all__ = ["Run", "State", "Visited", "environment"]
+__all__ = ["Counted", "Run", "State", "Visited", "environment"]
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A batch that knows the tokens of each row that is read, where these are others than those of its examples."""
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
 
 
 @runtime_checkable
@@ -126,6 +136,7 @@ class Run:
         batches: list[Any] = []
         losses: list[Tensor] = []
         counts: list[Tensor] = []
+        read: list[NDArray[numpy.int64]] = []
         self.optimizer.zero_grad(set_to_none=True)
         for number, (own, rows) in enumerate(zip(shares, picked, strict=True), 1):
             given = own if len(own) else rows[:1]                  # others may wait for this process, which has nothing to add
@@ -139,6 +150,7 @@ class Run:
                 total, count = total * 0, 0
             total.backward()
             batches.append(batch)
+            read.append(numpy.asarray(batch.lengths) if isinstance(batch, Counted) and len(own) else self.order.lengths[own])
             losses.append(total.detach() if len(own) else torch.zeros_like(total))
             counts.append(torch.as_tensor(count, device=self.device))
         self.team.settle(p for group in self.optimizer.param_groups for p in group["params"])
@@ -147,8 +159,9 @@ class Run:
         dtype = torch.promote_types(norm.dtype, torch.float32)
         *numbers, length = torch.stack([value.to(dtype) for value in (*losses, *counts, norm)]).tolist()     # the only wait for a GPU
         length *= self.team.size                                   # gradients are means over processes
-        heads = 0.0 if self.meter is None else self.meter.heads()
-        summed, weight, heads = self.team.sum([sum(numbers[: len(losses)]), sum(numbers[len(losses) :]), heads])
+        work = 0.0 if self.meter is None else self.meter.heads() + sum(map(self.meter.stack, read))
+        tokens = float(sum(int(lengths.sum()) for lengths in read))
+        summed, weight, work, tokens = self.team.sum([sum(numbers[: len(losses)]), sum(numbers[len(losses) :]), work, tokens])
         if not (math.isfinite(summed) and math.isfinite(length) and math.isfinite(weight)):
             self.fail(numbers[: len(losses)], length, shares, batches, before)
         for group in self.optimizer.param_groups:
@@ -160,11 +173,11 @@ class Run:
             self.optimizer.step()
         self.state.step += 1
         self.state.place = self.order.state()
-        seconds, tokens = time.perf_counter() - began, float(sum(int(self.order.lengths[rows].sum()) for rows in picked))
+        seconds = time.perf_counter() - began
         self.state.seconds += seconds
         self.state.window = [a + b for a, b in zip(self.state.window, (summed, weight, tokens, seconds), strict=True)]
         self.state.stretch = [a + b for a, b in zip(self.state.stretch, (summed, weight), strict=True)]
-        self.state.operations += heads + sum(self.meter.stack(self.order.lengths[rows]) for rows in picked) if self.meter else 0.0
+        self.state.operations += work
         self.bar.advance()
         return length / weight if weight else 0.0, self.optimizer.param_groups[0]["lr"]
 

@@ -98,10 +98,21 @@ def test_losses_for_a_rare_class_are_compared_and_read_again(tmp_path):
         assert plain["AUC"] == adjusted["AUC"] and plain["F1, searched"] == adjusted["F1, searched"]
 
 
-def test_a_small_model_is_made_of_its_corpus(tmp_path):
-    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "fishpaw_small.py"), "--smoke", "--out", str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, encoding="utf-8", timeout=150)
-    assert done.returncode == 0, done.stderr
-    assert "documents" in done.stdout and re.match(r"4 steps, \d+ s, best loss \d\.\d{4}: ", done.stdout.splitlines()[-1])
-    assert (tmp_path / "smoke" / "run" / "model" / "model.safetensors").is_file()
-    assert (tmp_path / "smoke" / "smoke" / "unseen" / "reviews.txt").read_text(encoding="utf-8").strip()
+def test_a_small_model_is_made_of_its_corpus_and_told_what_it_can_do(tmp_path):
+    pytest.importorskip("sklearn", reason="the recipe's baselines need scikit-learn (extra recipes)")
+    environment = {name: value for name, value in os.environ.items() if name != "FISHPAW_DATA"} | {"PYTHONPATH": str(ROOT / "src")}
+
+    def run(recipe, *words):
+        command = [sys.executable, "-W", "error", str(ROOT / "recipes" / recipe), "--smoke", *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made = run("fishpaw_small.py", "--out", tmp_path)
+    assert "documents" in made and re.match(r"4 steps, \d+ s, best loss \d\.\d{4}: ", made.splitlines()[-1])
+    model, corpus = tmp_path / "smoke" / "run" / "model", tmp_path / "smoke" / "smoke"
+    assert (corpus / "unseen" / "reviews.txt").read_text(encoding="utf-8").strip()
+    told = run("small_report.py", "--out", tmp_path / "report", "--data", tmp_path, "--model", model, "--corpus", corpus)
+    found = json.loads((tmp_path / "report" / "result.json").read_text(encoding="utf-8"))
+    assert set(found) == {"fill", "write", "probe", "tune"} and "holds no similarity" in told
+    assert set(found["fill"]["reviews"]) == {"model", "untrained", "bigrams", "characters"}

@@ -167,6 +167,22 @@ def test_what_is_no_share_no_text_and_no_file_is_refused(corpus, tmp_path):
     assert len(list(Corpus(corpus.files, limit=7).texts())) == 7
 
 
+def test_what_is_not_ours_is_neither_removed_nor_overwritten(corpus, tmp_path):
+    out = tmp_path / "out"
+    (out / "dev").mkdir(parents=True)
+    (out / "dev" / "mine.txt").write_text("mine", encoding="utf-8")
+    for given in (TOKENIZER, None):
+        with pytest.raises(DataError, match=r"dev holds mine\.txt"):
+            gather(corpus, out, given)
+    assert (out / "dev" / "mine.txt").read_text(encoding="utf-8") == "mine" and not (out / "shards").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "vocab.txt").write_text("mine\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"vocab\.txt is there already"):
+        gather(corpus, other)
+    assert (other / "vocab.txt").read_text(encoding="utf-8") == "mine\n"
+
+
 def test_one_name_is_no_list_of_files():
     with pytest.raises(ConfigError, match="one name"):
         Corpus("a.txt")

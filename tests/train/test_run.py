@@ -207,6 +207,12 @@ def test_a_loss_of_another_kind_is_refused(toy: ModuleType, made: Any, said: str
         toy.train(None, loss=lambda model, batch: (made(toy.loss(model, batch)[0]), 1))
 
 
+def test_a_loss_that_returns_no_sum_and_count_is_refused(toy: ModuleType) -> None:
+    for answer in (lambda total: total, lambda total: None, lambda total: (total, 1, 2)):
+        with pytest.raises(ConfigError, match="The loss returned a"):
+            toy.train(None, loss=lambda model, batch, answer=answer: answer(toy.loss(model, batch)[0]))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_saves_and_leaves_and_the_run_goes_on_to_the_same_bits(
     toy: ModuleType, tmp_path: Path, number: signal.Signals

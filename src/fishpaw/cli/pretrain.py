@@ -119,6 +119,8 @@ def pretrain(
         for field in sorted(needed.keys() & changes.keys()):
             raise ConfigError(f"--change {field}: the objectives need {needed[field]!r}.", fix="Leave it out, or choose other objectives.")
     check_out(out)
+    if "-" in data and (out / "shards").exists() and leads():
+        tell(f"fishpaw: {out / 'shards'} is there: standard input isn't read")
     corpus = _corpus([*data, *(files or [])], unit, field, skip_bad, limit)
     unseen = None if dev is None else _corpus([dev], unit, field, skip_bad, None)
     prepared = partial(gather, corpus, out, words=whole_words, apart=apart, dev=unseen, anew=restart)
@@ -198,4 +200,6 @@ def _curve(record: dict[str, Any]) -> str | None:
     if record["event"] != "evaluate":
         return None
     names = [name for name in record if (name == "loss" or name.endswith("_accuracy")) and isinstance(record[name], float)]
+    if not names:
+        return None
     return f"  step {record['step']:>6}  unseen:" + "".join(f" {name.replace('_', ' ')} {record[name]:.3f}" for name in names)

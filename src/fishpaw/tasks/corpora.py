@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,13 +75,22 @@ def gather(
             if "-" in map(str, corpus.files):
                 raise DataError(f"{folder / 'shards'} is there already, and whether standard input holds the same texts can't be told.",
                                 fix="Choose another folder, remove that one, or give files.")
-            if _differing(Shards(folder / "shards", verify=False), own):
-                shutil.rmtree(folder / "shards")
+            old = Shards(folder / "shards", verify=False)
+            if _differing(old, own):
+                file = folder / "vocab.txt"
+                if file.is_file() and vocabulary_digest(WordPiece(Vocab.load(file))) == old.facts.get("vocabulary"):
+                    file.unlink()
+                _remove(folder / "shards")
         if not (folder / "shards").exists():
-            if tokenizer is None:
-                (folder / "vocab.txt").unlink(missing_ok=True)       # of a process that was killed, or of other texts
-                tokenizer = learned(corpus, folder / "vocab.txt")
-            return tokenizer, *prepare(corpus, folder, tokenizer, words=words, apart=apart, dev=dev, progress=progress)
+            if tokenizer is not None:
+                return tokenizer, *prepare(corpus, folder, tokenizer, words=words, apart=apart, dev=dev, progress=progress)
+            if (folder / "vocab.txt").exists():
+                raise DataError(f"{folder / 'vocab.txt'} is there already.", fix="Give it as the vocabulary, or choose another folder.")
+            vocab = _characters(corpus)
+            tokenizer = WordPiece(vocab)
+            found = prepare(corpus, folder, tokenizer, words=words, apart=apart, dev=dev, progress=progress)
+            vocab.save(folder / "vocab.txt")                         # last: a process that is killed before leaves nothing to tell apart
+            return tokenizer, *found
     tokenizer = learned(corpus, folder / "vocab.txt") if tokenizer is None else tokenizer
     return tokenizer, *prepare(corpus, folder, tokenizer, words=words, apart=apart, dev=dev, progress=progress)
 
@@ -105,7 +115,7 @@ def prepare(
         _refuse_others(shards, facts)
     else:
         if (folder / "dev").exists():
-            shutil.rmtree(folder / "dev")                            # of a process that was killed before the shards were whole
+            _remove(folder / "dev")                                  # of a process that was killed before the shards were whole
         cut = jieba_cutter() if words else None
         held: list[Document] = []
         seen: set[float] = set()                                     # the texts that are kept apart, by their shares
@@ -166,14 +176,7 @@ def learned(corpus: Corpus, path: str | Path, *, least: int = 2, most: int = 211
     path = Path(path)
     if path.is_file():
         return WordPiece(Vocab.load(path))
-    if "-" in map(str, corpus.files):
-        raise ConfigError("The vocabulary is learned in a first reading, but standard input is read only once.",
-                          fix="Give a vocabulary or a model (--vocab, --model), or files.")
-    texts = iter(corpus.texts())
-    first = next(texts, None)
-    if first is None:
-        raise DataError(f"{', '.join(map(str, corpus.files))}: no text.", fix="Give files that hold at least one.")
-    vocab = characters(chain([first], texts), least=least, most=most)
+    vocab = _characters(corpus, least=least, most=most)
     path.parent.mkdir(parents=True, exist_ok=True)
     vocab.save(path)
     return WordPiece(vocab)
@@ -182,6 +185,25 @@ def learned(corpus: Corpus, path: str | Path, *, least: int = 2, most: int = 211
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
     """Stands for the tokens and their order."""
     return fingerprint(tokenizer.tokens)[:16]
+
+
+def _characters(corpus: Corpus, *, least: int = 2, most: int = 21128) -> Vocab:
+    if "-" in map(str, corpus.files):
+        raise ConfigError("The vocabulary is learned in a first reading, but standard input is read only once.",
+                          fix="Give a vocabulary or a model (--vocab, --model), or files.")
+    texts = iter(corpus.texts())
+    first = next(texts, None)
+    if first is None:
+        raise DataError(f"{', '.join(map(str, corpus.files))}: no text.", fix="Give files that hold at least one.")
+    return characters(chain([first], texts), least=least, most=most)
+
+
+def _remove(folder: Path) -> None:
+    """A folder of shards. DataError for one that holds anything else: it isn't ours to remove."""
+    for path in sorted(folder.iterdir()):
+        if not re.fullmatch(r"shards\.json|manifest\.json|(tokens|documents|words)-\d{5}\.npy", path.name):
+            raise DataError(f"{folder} holds {path.name}, which isn't of shards; nothing is removed.", fix="Choose another folder.")
+    shutil.rmtree(folder)
 
 
 def _facts(corpus: Corpus, *, words: bool, apart: float, dev: Corpus | None) -> dict[str, Any]:

@@ -142,7 +142,10 @@ class Run:
             given = own if len(own) else rows[:1]                  # others may wait for this process, which has nothing to add
             batch = move(self.collate([self.example(i) for i in given.tolist()]), self.device)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                total, count = self.forward(batch, number == len(picked))
+                answer = self.forward(batch, number == len(picked))
+            if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Tensor):
+                raise ConfigError(f"The loss returned a {type(answer).__name__}.", fix="Return (sum of losses, what it counts).")
+            total, count = answer
             if total.ndim or not total.requires_grad:
                 what = "does not depend on a parameter that learns" if not total.ndim else f"has the shape {list(total.shape)}"
                 raise ConfigError(f"The loss {what}.", fix="Return (sum of losses, weight), the sum a tensor without dimensions.")

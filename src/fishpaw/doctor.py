@@ -72,7 +72,7 @@ class Cores(NamedTuple):
 
 class Model(NamedTuple):
     """A model whose speed is expected. forward, training: the share of the speed of the matrix products alone that it is expected to reach,
-    as measured (docs/en/doctor.md)."""
+    set by hand (docs/en/doctor.md)."""
 
     name: str
     layers: int

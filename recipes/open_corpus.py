@@ -4,8 +4,9 @@
 
 The sets of DIR whose licence allows weights to be given away (class A: statutes, documentation, wikis, poems, translated classics,
 articles, abstracts, dialogues), without markup and without lines that stood before. A fiftieth of the documents, of the classics whole
-books, is kept apart: OUT/unseen/SET.txt. OUT/train and OUT/dev are shards, OUT/vocab.txt their characters. Expected: 195,645 documents of
-46.6 million characters, small sets read up to five times, in about five minutes of one core.
+books, is kept apart: OUT/unseen/SET.txt. OUT/train and OUT/dev are shards, OUT/vocab.txt their characters. OUT/pairs: sentences two by two
+(classical and modern, paraphrases, questions and where the answer stands, neighbours) among a tenth of the documents. Expected: 195,645
+documents of 46.6 million characters, small sets read up to five times, in about five minutes of one core.
 """
 
 import argparse
@@ -104,6 +105,35 @@ def apart(corpus, group):
     """Whether a document is kept apart: a fiftieth of them, of the bitext's books a twentieth."""
     return hashlib.sha256(f"{corpus} {group}".encode()).digest()[0] < (13 if corpus in ("modern", "classical") else 5)
 
+def pairs():
+    """Two sentences that belong together, of documents that aren't kept apart; the sets that are few several times."""
+    for record in read_jsonl(arguments.data / "corpus/classical_modern_bitext/docs.jsonl.gz"):
+        if not apart("bitext", str(record.fields["id"]).split("/")[1]):
+            own = re.findall(r"古文：(.*)\n现代文：(.*)", str(record.fields["text"]))
+            yield from own[:40]
+    for one in [*objects("similarity/simbert_sample/data_similarity.json"), *objects("similarity/simbert_sample/data_sample.json")] * 8:
+        yield from ((one["text"], other) for other in one["synonyms"])
+    for name in ("cmrc2018/cmrc2018_dev_part70.json", "cmrc2018/cmrc2018_trial.json", "drcd/DRCD_dev.json"):
+        for article in next(objects(f"rc/{name}"))["data"]:
+            for part in article["paragraphs"]:
+                if not apart(name.split("/")[0], article.get("title") or part["context"]):
+                    sentences = {one["question"]: find(part["context"], one["answers"][0]["text"]) for one in part["qas"]}
+                    yield from (one for one in sentences.items() for _ in range(3))
+    for text in texts[:: max(1, len(texts) // 60_000)]:
+        sentences = STOPS.split(text)
+        yield from list(zip(sentences, sentences[1:], strict=False))[:24:6]
+
+STOPS = re.compile("[。！？!?；;…]+")
+
+def find(context, answer):
+    """The sentence where an answer stands."""
+    return next((sentence for sentence in STOPS.split(context) if answer in sentence), context)
+
+def side_by_side(one, other):
+    """A document of two sentences with no stop inside, so that it is halved between them; "" where one is short or long."""
+    halves = [STOPS.sub("，", MARKS.sub(r"\1", half)).strip("， ") for half in (one, other)]
+    return "".join(f"{half}。" for half in halves) if all(4 <= len(half) <= 42 for half in halves) else ""
+
 texts, unseen = [], defaultdict(list)
 for index, review in enumerate(reviews(None).train if arguments.smoke else ()):
     (texts if index % 9 else unseen["reviews"]).append(review.text)
@@ -125,7 +155,9 @@ for corpus, own in unseen.items():
     (arguments.out / "unseen").mkdir(exist_ok=True)
     (arguments.out / "unseen" / f"{corpus}.txt").write_text("\n".join(own) + "\n", encoding="utf-8")
 mixed = [text for own in unseen.values() for text in own[: 2000 // len(unseen)]]
-for name, part in (("dev", mixed), ("train", texts)):
+together = [text for text in (side_by_side(*two) for two in ([] if arguments.smoke else pairs())) if text] or texts[:99]
+print(f"pairs: {len(together):,} of sentences")
+for name, part in (("dev", mixed), ("pairs", [*together, *texts[3::10]]), ("train", texts)):
     cut = (part[start : start + 1000] for start in range(0, len(part), 1000))
     encoded = (Document(one.ids) for some in cut for one in tokenizer.encode_batch(some, special=False))
     shards = write(encoded, arguments.out / name, vocab_size=len(vocab))

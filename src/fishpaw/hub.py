@@ -1,4 +1,4 @@
-"""A model's name -> the local folder it lies in: a folder, a file, or a hub id that is fetched, pinned and verified.
+"""A model's name -> the local folder it lies in: a folder, a file, one that ships, or a hub id that is fetched, pinned and verified.
 
 Protocol: https://huggingface.co/docs/hub/api, spoken by huggingface_hub, which leaves two things to its callers: it compares
 no hash after a download (huggingface_hub issues 2364 and 3643), and its listings wait for ever. Both are done here.
@@ -20,7 +20,10 @@ from typing import Literal, NoReturn
 
 from fishpaw.errors import CheckpointError, ConfigError, FishpawError, HubError
 
-__all__ = ["Found", "find"]
+__all__ = ["SMALL", "Found", "find", "shipped"]
+
+SMALL = "fishpaw-small"
+"""The model that comes with fishpaw and is taken where none is named."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Found:
     """Where a model lies. `revision` is the hub's commit (40 hex digits), to be recorded wherever the model is saved."""
 
     folder: Path
-    source: Literal["folder", "file", "hub"]
+    source: Literal["folder", "file", "shipped", "hub"]
     name: str                       # as it should be recorded: the hub id, or the path
     revision: str | None = None
     file: Path | None = None        # the file that was named; of a TensorFlow bundle its prefix, which is no file itself
@@ -38,8 +41,9 @@ class Found:
 def find(name: str | Path, *, revision: str | None = None, offline: bool | None = None) -> Found:
     """Find a model. Nothing that is fetched is ever executed: only weights, JSON and vocabularies are taken, no Python file.
 
-    name: a folder; a file (.safetensors, .bin, .pt, a TensorFlow bundle's prefix or any of its files); or a hub id, `name`,
-        `owner/name` or `owner/name@revision`. What exists on the disk wins. What looks like a path is never sent to the hub.
+    name: a folder; a file (.safetensors, .bin, .pt, a TensorFlow bundle's prefix or any of its files); a model that ships with
+        fishpaw (shipped()); or a hub id, `name`, `owner/name` or `owner/name@revision`. What exists on the disk wins. What looks like
+        a path is never sent to the hub.
     revision: branch, tag or commit of a hub id; default the hub's main branch. The commit it stood for is returned.
     offline: True: the network isn't touched; False: it is asked; None: as HF_HUB_OFFLINE says.
 
@@ -58,6 +62,10 @@ def find(name: str | Path, *, revision: str | None = None, offline: bool | None 
         if revision is not None:
             raise ConfigError(f"{text} lies on this disk, where revision {revision!r} means nothing.", fix="Leave the revision out.")
         return local
+    if text in shipped():
+        if revision is not None:
+            raise ConfigError(f"{text} comes with fishpaw, in one revision.", fix=f"Leave {revision!r} out.")
+        return Found(_PRETRAINED / text, "shipped", text)
     if isinstance(name, Path) or _looks_like_a_path(text):
         raise CheckpointError(f"{text}: there is no such file or folder.", fix=_neighbours(text))
     repository, wanted = _split(text, revision)
@@ -65,6 +73,14 @@ def find(name: str | Path, *, revision: str | None = None, offline: bool | None 
     if _is_offline() if offline is None else offline:
         return hub.fetched_before(because="offline mode is on")
     return hub.fetch()
+
+
+_PRETRAINED = Path(__file__).resolve().parent / "pretrained"
+
+
+def shipped() -> list[str]:
+    """The models that come with fishpaw, by name."""
+    return sorted(path.parent.name for path in _PRETRAINED.glob("*/config.json"))
 
 
 # -- on the disk ------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("FISHPAW_VENV") or ROOT / ".venv").expanduser().absolute()
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTRAS = {"demo": "", "test": "[zh,onnx,test,parity]"}
+EXTRAS = {"demo": "", "test": "[zh,onnx,plot,test,parity]"}
 ENOUGH = {"demo": ("demo", "test"), "test": ("test",)}               # an environment for the tests runs the demo, too
 TORCH_VERSION = "import torch, importlib.metadata as metadata; print(metadata.version('torch'))"
 

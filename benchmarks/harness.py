@@ -24,7 +24,7 @@ from typing import Any
 __all__ = ["Different", "Report", "Row", "Table", "answer", "arguments", "child", "installed", "interleave", "peak", "reset_peak",
            "resting", "same", "say", "start"]
 
-PEERS = ("transformers", "bert4torch", "sentence-transformers", "onnxruntime", "tokenizers", "pytorch_optimizer", "duckdb")
+PEERS = ("transformers", "bert4torch", "sentence-transformers", "onnxruntime", "tokenizers", "pytorch_optimizer", "captum", "duckdb")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _STATUS = Path("/proc/self/status")                              # Linux: memory of this process, high-water mark included

@@ -69,6 +69,13 @@ def test_squareplus_laws():
     assert_close(above.min().item(), 0.0, atol=1e-12, rtol=0)    # from this b on it is never below softplus; they touch at 0
 
 
+def test_squareplus_rises_by_a_half_at_zero():
+    """The gradient there was 0: that of |x|, which the branch of x >= 0 was written with."""
+    x = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(squareplus(x, b=3.0).sum(), x)
+    assert_close(gradient, (1 + x.detach() / (x.detach() ** 2 + 3).sqrt()) / 2, atol=1e-15, rtol=0)
+
+
 def test_squareplus_keeps_its_digits_far_left():
     """Planted fault: the formula as it is written in the paper cancels to 0 there."""
     x = torch.tensor([-1e4], dtype=torch.float32)

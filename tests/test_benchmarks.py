@@ -31,6 +31,7 @@ SCRIPTS = {
     "long_attention memory": ["--lengths", "32"],
     "load": ["--runs", "1"],
     "optimizers": [],
+    "integrated_gradients": ["--layers", "2", "--tokens", "17", "--skip-memory"],
     "pretrain": ["--sizes", "2x16"],
     "shuffle": ["--leave-out", "sort"],
     "generate": ["--parts", "greedy,sample,beam"],

@@ -86,7 +86,7 @@ def test_environment_for_the_demo_is_not_enough_for_tests(start):
     dev.main(["demo"])
     machine.commands.clear()
     dev.main(["test"])
-    assert machine.commands[0][-1] == f"{ROOT}[zh,onnx,test,parity]"
+    assert machine.commands[0][-1] == f"{ROOT}[zh,onnx,plot,test,parity]"
 
 
 def test_installed_torch_is_kept_by_a_constraint_on_its_own_version(start):

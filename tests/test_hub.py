@@ -560,3 +560,26 @@ def run(code: str, **environment: str) -> str:
 
 def test_importing_the_door_imports_no_package() -> None:
     assert run("import sys; print([name for name in ('huggingface_hub', 'httpx2', 'torch', 'numpy') if name in sys.modules])") == "[]"
+
+
+# -- models that ship -------------------------------------------------------------------------------------------------------------
+
+def test_a_shipped_model_is_found_by_its_name_and_what_lies_on_the_disk_wins(tmp_path, monkeypatch):
+    from fishpaw import hub
+
+    kept = tmp_path / "package" / "little"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "package" / "empty").mkdir()
+    monkeypatch.setattr(hub, "_PRETRAINED", tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hub.shipped() == ["little"]
+    found = find("little")
+    assert (found.folder, found.source, found.name) == (kept, "shipped", "little")
+    with pytest.raises(ConfigError, match="little comes with fishpaw"):
+        find("little", revision="main")
+    with pytest.raises(HubError):
+        find("empty")
+    (tmp_path / "little").mkdir()
+    assert find("little").source == "folder"

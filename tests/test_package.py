@@ -18,7 +18,7 @@ import fishpaw
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "fishpaw"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKAGE_OF = {"sklearn": "scikit-learn"}                             # where the name to import isn't the name to install
+PACKAGE_OF = {"sklearn": "scikit-learn", "PIL": "pillow"}                             # where the name to import isn't the name to install
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PAIRS = [("README.md", "README_zh.md"),
          *((f"docs/en/{path.name}", f"docs/zh/{path.name}") for path in sorted((ROOT / "docs/en").glob("*.md")))]
@@ -82,7 +82,7 @@ def declared(*extras: str) -> dict[str, Requirement]:
 
 
 def test_the_package_imports_what_it_declares_and_declares_what_it_imports(tmp_path):
-    assert imported(SOURCE) <= {*declared("zh", "spm", "h5", "chat", "onnx", "ray")}
+    assert imported(SOURCE) <= {*declared("zh", "spm", "h5", "chat", "onnx", "ray", "plot")}
     (tmp_path / "planted.py").write_text("def f():\n    import einops.layers\n", encoding="utf-8")
     assert imported(tmp_path) == {"einops"}
 

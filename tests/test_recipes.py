@@ -116,3 +116,17 @@ def test_a_small_model_is_made_of_its_corpus_and_told_what_it_can_do(tmp_path):
     found = json.loads((tmp_path / "report" / "result.json").read_text(encoding="utf-8"))
     assert set(found) == {"fill", "write", "probe", "tune"} and "holds no similarity" in told
     assert set(found["fill"]["reviews"]) == {"model", "untrained", "bigrams", "characters"}
+
+
+def test_words_and_trees_without_training_are_measured(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "perturbed_masking.py"), "--smoke", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
+    words, trees = table["words"]["reviews"], table["trees"]
+    assert words.pop("sentences") > 0 and len(words) == 9 and len(trees) == 12
+    assert all(0 <= figure <= 1 for figures in words.values() for figure in figures)
+    assert all(0 <= one["uas"] <= one["uuas"] <= 1 for one in trees.values())
+    assert trees["the word before (right-branching)"]["uas"] == 1      # the made-up trees are chains
+    assert all(way in done.stdout for way in (*words, *trees))

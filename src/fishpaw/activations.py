@@ -50,7 +50,7 @@ def squareplus(x: Tensor, *, b: float = 4.0) -> Tensor:
     if not b > 0:
         raise ConfigError(f"squareplus needs b > 0; it has b = {b!r}.", fix="Use b = 4, or relu for the limit b = 0.")
     root = torch.hypot(x, x.new_tensor(b).sqrt())
-    return torch.where(x < 0, b / (2 * (root + x.abs())), (root + x.abs()) / 2)
+    return torch.where(x < 0, b / (2 * (root + x.abs())), (root + x) / 2)                            # |x| has no gradient at 0, x has
 
 
 def swish(x: Tensor) -> Tensor:

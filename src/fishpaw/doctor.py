@@ -32,7 +32,8 @@ ROOT = Path("/")
 
 _REQUIRED = ("numpy", "safetensors", "tokenizers", "huggingface_hub", "typer", "tqdm")
 _EXTRAS = {"jieba": "zh", "sentencepiece": "spm", "jinja2": "chat", "h5py": "h5", "onnx": "onnx", "onnxscript": "onnx",
-           "onnxruntime": "onnx", "ray": "ray", "zstandard": "zst", "sklearn": "recipes", "transformers": "parity"}  # fmt: skip
+           "onnxruntime": "onnx", "ray": "ray", "zstandard": "zst", "matplotlib": "plot", "sklearn": "recipes",
+           "transformers": "parity"}  # fmt: skip
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 _FEATURES = {"avx2": "AVX2", "avx512": "AVX-512", "vnni": "VNNI", "avx512_bf16": "AVX-512 BF16", "amx": "AMX", "neon": "NEON", "sve": "SVE",
              "bf16": "BF16"}  # fmt: skip

@@ -13,9 +13,10 @@ __all__ = ["beside_a_bar", "decoded", "in_options", "leave", "show_warning", "te
 
 _OPTIONS = (
     "accumulate", "alone", "batch_size", "beams", "consistent", "contrastive_alpha", "contrastive_k", "dry", "epochs", "epsilon",
-    "eta", "evaluate_every", "frequency_penalty", "learning_rate", "length", "length_penalty", "log_every", "margin", "max_length",
+    "eta", "evaluate_every", "frequency_penalty", "layer", "learning_rate", "length", "length_penalty", "log_every", "margin", "max_length",
     "max_new", "min_new", "min_p", "n", "no_repeat_ngram", "patience", "precision", "presence_penalty", "rank", "repetition_penalty",
-    "sample", "samples", "steps", "temperature", "token_budget", "top", "top_k", "top_p", "typical", "unit", "warmup", "weight_decay",
+    "sample", "samples", "steps", "temperature", "threshold", "token_budget", "top", "top_k", "top_p", "typical", "unit", "warmup",
+    "weight_decay",
 )  # fmt: skip
 _BEFORE = "|".join(["^", *(rf"(?<=\b{word} )" for word in ("Raise", "Lower", "lower", "Change", "Leave", "but", "and", "for"))])
 _NAMED = re.compile(rf"(?:{_BEFORE})(?:{'|'.join(_OPTIONS)})(?= is | at | and |,? or |\.(?: |$)| exclude )")

@@ -15,7 +15,7 @@ from fishpaw.weights import onnx
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {language: (DOCS / language / "command_line.md").read_text(encoding="utf-8") for language in ("en", "zh")}
-SMALL = ["--change", "layers=1", "--change", "hidden_size=16", "--change", "intermediate_size=16", "--steps", 1]
+SMALL = ["--model", "new", "--change", "layers=1", "--change", "hidden_size=16", "--change", "intermediate_size=16", "--steps", 1]
 RUNS = {                                                               # what is typed; M/ is the folder of models, F/ that of files
     "demo": "demo --steps 1 --out F/demo", "doctor": "doctor", "fill": "fill -m M/bert 今[MASK]", "score": "score -m M/bert 今天",
     "generate": "generate -m M/bert --mask causal --max-new 2 今",
@@ -27,6 +27,8 @@ RUNS = {                                                               # what is
     "train classify": "train classify -d F/dev.tsv -o F/one", "train seq2seq": "train seq2seq -d F/pairs.tsv -o F/two --max-new 3",
     "train dialogue": "train dialogue -d F/pairs.tsv -o F/three", "convert": "convert M/bert F/four",
     "export onnx": "export onnx M/bert F/five", "shuffle": "shuffle F/dev.tsv -o F/six",
+    "segment": "segment -m M/bert 今天", "parse": "parse -m M/bert 今天", "explain": "explain -m M/task 今", "lab": "lab squareplus",
+    "explain --by-examples": "explain -m M/task --by-examples F/dev.tsv 今",
     "pretrain": "pretrain -d F/dev.tsv -o F/seven --size 1x16 --length 16 --steps 1",
 }  # fmt: skip
 REFUSED = [                                                            # what is typed, and the options that its row names
@@ -54,7 +56,16 @@ REFUSED = [                                                            # what is
     ("chat -m x --data F/turns.txt --contrastive-k 2 --rerank 2", "--contrastive-k --rerank"),
     ("chat -m x --data F/turns.txt --backward y", "--backward --rerank"),
     *((f"train {task} -d - --dev - -o F/out", "--data --dev") for task in ("classify", "seq2seq", "dialogue")),
-    *((f"train {task} -d x -o F/out --family bert", "--family --model") for task in ("classify", "seq2seq", "dialogue")),
+    *((f"train {task} -d x -o F/out -m new --family bert", "--family --model") for task in ("classify", "seq2seq", "dialogue")),
+    ("segment -m x 今天 --valley --threshold 1", "--valley --threshold"),
+    ("parse -m x 今天 --tree dependency --objective code", "--objective --tree"),
+    ("parse -m x 今天 --tree constituency --root 1", "--root --tree"),
+    ("parse -m x 今天 --tree constituency --algorithm eisner", "--algorithm --tree"),
+    ("explain -m M/task 今 --method input --points 3", "--points --method"),
+    ("explain -m M/task 今 --method expected --baseline pad", "--baseline --method"),
+    ("explain -m M/task 今 --path x", "--path --by-examples"),
+    ("explain -m M/task 今 --by-examples x --points 3", "--by-examples --points"),
+    ("lab --full", "--full"), ("lab --out F/out", "--out"), ("lab squareplus --data x", "--data --full"),
     ("train seq2seq -d x -o F/out --monitor rouge", "--monitor --dev"), ("pretrain -d - --dev - -o F/out", "--data --dev"),
     ("pretrain -d x -o F/out --vocab y -m z", "--vocab --model"), ("pretrain -d x -o F/out --tokens 9 --steps 9", "--tokens --steps"),
     ("shuffle x -o - --json", "--out --json"), ("shuffle x -o F/out --engine ray --temp F", "--engine --temp"),
@@ -104,7 +115,7 @@ def typed(fishpaw_, models, files):
 @pytest.mark.parametrize("language", PAGES)
 def test_every_verb_has_a_row_and_every_row_a_verb(language):
     told = [name for row in rows(PAGES[language]) if len(row) == 4 for name in re.findall("`([^`]+)`", row[0])]
-    assert sorted(told) == sorted([*verbs(), "generate --choices"])
+    assert sorted(told) == sorted([*verbs(), "generate --choices", "explain --by-examples"])
 
 
 @pytest.mark.parametrize("verb", RUNS)
@@ -142,4 +153,4 @@ def test_a_planted_fault_is_found(language):
 def test_the_readme_leads_to_the_page_and_codes_are_there(language):
     readme = DOCS.parent / ("README.md" if language == "en" else "README_zh.md")
     assert f"docs/{language}/command_line.md" in readme.read_text(encoding="utf-8")
-    assert [row[0] for row in rows(PAGES[language]) if row[0].isdigit()] == ["0", "2", "3", "130", "143"]
+    assert [row[0] for row in rows(PAGES[language]) if row[0].isdigit()] == ["0", "1", "2", "3", "130", "143"]

@@ -14,7 +14,8 @@ import fishpaw
 
 VERBS = [[], ["demo"], ["doctor"], ["train"], ["train", "classify"], ["train", "dialogue"], ["train", "seq2seq"],
          ["evaluate", "classify"], ["evaluate", "dialogue"], ["evaluate", "seq2seq"], ["predict", "classify"], ["predict", "seq2seq"],
-         ["fill"], ["score"], ["chat"], ["generate"], ["pretrain"], ["convert"], ["export"], ["export", "onnx"], ["shuffle"]]  # fmt: skip
+         ["fill"], ["score"], ["chat"], ["generate"], ["segment"], ["parse"], ["explain"], ["lab"], ["pretrain"], ["convert"], ["export"],
+         ["export", "onnx"], ["shuffle"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

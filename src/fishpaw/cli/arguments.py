@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fishpaw.errors import ConfigError, DataError
+from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ __all__ = [
     "device_of", "labelled", "located", "parts_of", "source_of", "texts_of", "with_parts",
 ]  # fmt: skip
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a file, a TensorFlow checkpoint or a hub id (owner/name@revision).")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a file, a TensorFlow checkpoint or a hub id (owner/name@revision); "
+                                    f"{SMALL} comes with fishpaw.")]  # fmt: skip
 Data = Annotated[str, typer.Option("--data", "-d", help="A .tsv, .csv, .jsonl or .txt file, also .gz; - reads standard input.")]
 Lines = Annotated[str | None, typer.Option("--data", "-d", help="A .txt, .tsv, .csv or .jsonl file, also .gz; default -: standard input.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")]

@@ -37,14 +37,17 @@ from fishpaw.cli.training import (
     Patience,
     Precision,
     Restart,
+    Start,
     Steps,
     Warmup,
     WeightDecay,
+    origin,
     prepared,
     run,
     usual,
 )
 from fishpaw.errors import DataError
+from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def train_classify(
     data: Data,
     out: Out,
     dev: Annotated[str | None, typer.Option(help="Examples to choose the best weights by.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from; default: a small RoFormer from nothing.")] = None,
+    model: Start = SMALL,
     labels: Annotated[str | None, typer.Option(help="The labels, by commas; default: those in the data, sorted.")] = None,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="Any number of labels may hold at once: jsonl with "
                                               '"labels": ["a", "b"] (or []), or a,b in the label\'s column.')] = False,
@@ -88,25 +91,26 @@ def train_classify(
     from fishpaw.tasks.classify import Classify, small
     from fishpaw.train.options import Options
 
+    start = origin(model)
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
-        learning_rate=usual(learning_rate, model),
+        learning_rate=usual(learning_rate, start),
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
-    changes, place = prepared(data, dev, out, model, family, change, device, of_its_own=("heads", "vocab_size"))
+    changes, place = prepared(data, dev, out, start, family, change, device, of_its_own=("heads", "vocab_size"))
     examples = labelled(data, limit=limit, skip_bad=skip_bad, multi_label=multi_label)
     held_out = labelled(dev, skip_bad=skip_bad, multi_label=multi_label) if dev else None
     names = parts_of(labels) if labels else sorted({label for one in examples for label in one.labels})
     if not labels and len(examples) >= 20 and 2 * len(names) > len(examples):
         what = f"{data}: {len(names)} labels for {len(examples)} examples: is the label column the last one?"
         raise DataError(what, fix="Name the columns in the first row (text, label), or give --labels if they are right.")
-    if model is None:
+    if start is None:
         texts = [text for one in examples for text in (one.text, one.pair) if text]
         length, shape = 128 if max_length is None else max_length, small(1).change(changes)
         task = Classify.new(texts, names, config=shape, multi_label=multi_label, max_length=length, seed=seed)
     else:
-        task = Classify.load(model, labels=names, multi_label=multi_label, max_length=max_length, seed=seed, family=family, changes=changes)
+        task = Classify.load(start, labels=names, multi_label=multi_label, max_length=max_length, seed=seed, family=family, changes=changes)
     task.model.to(place)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     tell(f"fishpaw: {len(examples)} examples, {len(names)} labels ({shown}), on {place}; log: {out / 'log.jsonl'}")

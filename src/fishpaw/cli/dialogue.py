@@ -18,14 +18,17 @@ from fishpaw.cli.training import (
     Patience,
     Precision,
     Restart,
+    Start,
     Steps,
     Warmup,
     WeightDecay,
+    origin,
     prepared,
     run,
     usual,
 )
 from fishpaw.errors import DataError
+from fishpaw.hub import SMALL
 from fishpaw.terminal import tell, write_figures
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def train_dialogue(
     data: Data,
     out: Out,
     dev: Annotated[str | None, typer.Option(help="Conversations to choose the best weights by.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from; default: a small RoFormer from nothing.")] = None,
+    model: Start = SMALL,
     speaker: Annotated[int | None, typer.Option(min=0, max=1, help="Learn only what this one says: 0 began, 1 answered.")] = None,
     alone: Annotated[float, typer.Option(help="Share of the replies that are learned without their history, too: chat --rerank asks for "
                                          "the probability of a reply to anything.")] = 0.1,
@@ -71,21 +74,22 @@ def train_dialogue(
     from fishpaw.train.options import Options
 
     check_real("--alone", alone, "0 to 1", lambda value: 0 <= value <= 1)
+    start = origin(model)
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
-        learning_rate=usual(learning_rate, model),
+        learning_rate=usual(learning_rate, start),
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
-    changes, place = prepared(data, dev, out, model, family, change, device, of_its_own=("heads", "vocab_size"))
+    changes, place = prepared(data, dev, out, start, family, change, device, of_its_own=("heads", "vocab_size"))
     train = _conversations(data, limit=limit, skip_bad=skip_bad)
     held_out = _conversations(dev, skip_bad=skip_bad) if dev else None
     if backward:
         train, held_out = [one.backwards for one in train], None if held_out is None else [one.backwards for one in held_out]
-    if model is None:
+    if start is None:
         task = Dialogue.new(train, config=small(1).change(changes), max_length=256 if max_length is None else max_length, seed=seed)
     else:
-        task = Dialogue.load(model, max_length=max_length, family=family, changes=changes)
+        task = Dialogue.load(start, max_length=max_length, family=family, changes=changes)
     task.model.to(place)
     turns = sum(len(one.turns) for one in train)
     tell(f"fishpaw: {len(train)} conversations of {turns} turns, on {place}; log: {out / 'log.jsonl'}")

@@ -22,6 +22,7 @@ from fishpaw.cli.arguments import (
     source_of,
     texts_of,
 )
+from fishpaw.hub import SMALL
 from fishpaw.terminal import write, write_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ __all__ = ["fill"]
 
 
 def fill(
-    model: Model,
+    model: Model = SMALL,
     text: Annotated[str | None, typer.Argument(help="A text with [MASK] in it; default: the lines of --data.")] = None,
     data: Lines = None,
     top: Annotated[int, typer.Option(min=1, help="Candidates a blank.")] = 5,

@@ -28,6 +28,7 @@ from fishpaw.cli.arguments import (
     texts_of,
 )
 from fishpaw.errors import ConfigError
+from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_json
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _option(about: str, panel: str, *names: str) -> Any:
 
 
 def generate(
-    model: Model,
+    model: Model = SMALL,
     text: Annotated[str | None, typer.Argument(help="The prompt; default: the lines of --data.")] = None,
     data: Lines = None,
     mask: Annotated[str | None, typer.Option(help="causal or unilm, for a model that was saved with another mask.")] = None,
@@ -123,7 +124,9 @@ def generate(
     examples = [] if shots is None else read_shots(shots)
     calibration = _calibration(calibrate or "mean", examples)
     changes = changes_of(change)
-    if mask is None and not changes:
+    if mask is None and not changes and model == SMALL:
+        mask = "causal"                                               # it reads both ways as it is, and was taught to write, too
+    elif mask is None and not changes:
         if check_task(model, "seq2seq", "dialogue") == "dialogue":
             tell(f"fishpaw: {model} was trained for dialogue and now goes on with a text; `fishpaw chat` answers")
     loaded, tokenizer = load(model, mask=mask, changes=changes)

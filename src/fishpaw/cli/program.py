@@ -18,11 +18,15 @@ from fishpaw.cli.arguments import Json, Seed
 from fishpaw.cli.chat import chat
 from fishpaw.cli.classify import evaluate_classify, predict_classify, train_classify
 from fishpaw.cli.dialogue import evaluate_dialogue, train_dialogue
+from fishpaw.cli.explain import explain
 from fishpaw.cli.fill import fill
 from fishpaw.cli.generate import generate
+from fishpaw.cli.lab import lab
 from fishpaw.cli.models import convert, export_onnx
+from fishpaw.cli.parse import parse
 from fishpaw.cli.pretrain import pretrain
 from fishpaw.cli.score import score
+from fishpaw.cli.segment import segment
 from fishpaw.cli.seq2seq import evaluate_seq2seq, predict_seq2seq, train_seq2seq
 from fishpaw.cli.shuffle import shuffle
 from fishpaw.errors import FishpawError
@@ -124,7 +128,7 @@ def _group(verb: str, about: str, **tasks: Callable[..., None]) -> None:
 app = typer.Typer(name="fishpaw", cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
                   help=program.__doc__)
 app.callback(invoke_without_command=True)(program)
-for _verb in (demo, doctor, fill, score, generate, chat, pretrain, convert, shuffle):
+for _verb in (demo, doctor, fill, score, generate, chat, segment, parse, explain, lab, pretrain, convert, shuffle):
     app.command()(_verb)
 _group("train", "Train a task.", classify=train_classify, dialogue=train_dialogue, seq2seq=train_seq2seq)
 _group("evaluate", "Measure a trained task on labelled examples.", classify=evaluate_classify, dialogue=evaluate_dialogue,

@@ -26,6 +26,7 @@ from fishpaw.cli.arguments import (
     texts_of,
 )
 from fishpaw.errors import ConfigError
+from fishpaw.hub import SMALL
 from fishpaw.terminal import tell, write, write_json
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _UNASKED = dict.fromkeys(("way", "total", "mean", "perplexity", "unknown", "toke
 
 
 def score(
-    model: Model,
+    model: Model = SMALL,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]…", help="Texts; default: the lines of --data.")] = None,
     data: Lines = None,
     top: Annotated[int, typer.Option(min=1, help="Alternatives a token, in --json.")] = 5,

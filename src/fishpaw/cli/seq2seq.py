@@ -35,14 +35,17 @@ from fishpaw.cli.training import (
     Patience,
     Precision,
     Restart,
+    Start,
     Steps,
     Warmup,
     WeightDecay,
+    origin,
     prepared,
     run,
     usual,
 )
 from fishpaw.errors import ConfigError, DataError
+from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
@@ -64,8 +67,7 @@ def train_seq2seq(
     data: Data,
     out: Out,
     dev: Annotated[str | None, typer.Option(help="Pairs to choose the best weights by.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="What to start from: an encoder, which becomes a UniLM, or an "
-                                              "encoder-decoder; default: a small UniLM RoFormer from nothing.")] = None,
+    model: Start = SMALL,
     fields: Names = None,
     monitor: Annotated[str, typer.Option(help="What of --dev is to be best: loss, or of answers, which takes longer: rouge, bleu, "
                                          "exact.")] = "loss",
@@ -92,7 +94,8 @@ def train_seq2seq(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Train on source<TAB>target lines: titles, summaries, answers. The same command again goes on where a stopped run was."""
+    """Train on source<TAB>target lines: titles, summaries, answers; an encoder becomes a UniLM. The same command again goes on where a
+    stopped run was."""
     from fishpaw.tasks.classify import small
     from fishpaw.tasks.seq2seq import Seq2Seq
     from fishpaw.train.options import Options
@@ -102,22 +105,23 @@ def train_seq2seq(
         raise ConfigError(f"--monitor {monitor} is no figure.", fix="Choose loss, rouge, bleu or exact.")
     if monitor != "loss" and dev is None:
         raise ConfigError(f"--monitor {monitor} is given without --dev.", fix="Add --dev, or leave it out.")
+    start = origin(model)
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
-        learning_rate=usual(learning_rate, model),
+        learning_rate=usual(learning_rate, start),
         precision=precision,  # type: ignore[arg-type]  # Options refuses other words by name
         evaluate_every=evaluate_every, patience=patience, seed=seed,
     )  # fmt: skip
     names = _fields(fields)
-    changes, place = prepared(data, dev, out, model, family, change, device,
-                              of_its_own=("heads", "mask", "vocab_size") if model is None else ())  # fmt: skip
+    changes, place = prepared(data, dev, out, start, family, change, device,
+                              of_its_own=("heads", "mask", "vocab_size") if start is None else ())  # fmt: skip
     pairs = _pairs(data, names, limit=limit, skip_bad=skip_bad)
     held_out = _pairs(dev, names, skip_bad=skip_bad) if dev else None
-    if model is None:
+    if start is None:
         lengths = {name: value for name, value in (("max_length", max_length), ("max_new", max_new)) if value is not None}
         task = Seq2Seq.new(pairs, config=small(1).change(changes), seed=seed, **lengths)
     else:
-        task = Seq2Seq.load(model, max_length=max_length, max_new=max_new, family=family, changes=changes)
+        task = Seq2Seq.load(start, max_length=max_length, max_new=max_new, family=family, changes=changes)
     task.model.to(place)
     tell(f"fishpaw: {len(pairs)} examples, on {place}; log: {out / 'log.jsonl'}")
     fit = partial(task.fit, pairs, held_out, options=options, out=out, monitor=monitors[monitor], resume=not restart)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from fishpaw.cli.arguments import changes_of, check_out, device_of
 from fishpaw.errors import ConfigError
+from fishpaw.hub import SMALL
 from fishpaw.terminal import beside_a_bar, leave, tell, write_figures
 
 if TYPE_CHECKING:
@@ -18,15 +20,17 @@ if TYPE_CHECKING:
     from fishpaw.train.loop import Result
 
 __all__ = [
-    "Accumulate", "Epochs", "EvaluateEvery", "LearningRate", "Out", "Patience", "Precision", "Restart", "Steps", "Warmup", "WeightDecay",
-    "prepared", "run", "usual",
+    "Accumulate", "Epochs", "EvaluateEvery", "LearningRate", "Out", "Patience", "Precision", "Restart", "Start", "Steps", "Warmup",
+    "WeightDecay", "origin", "prepared", "run", "usual",
 ]  # fmt: skip
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="A folder for log, checkpoints and the trained model (OUT/model).")]
+Start = Annotated[str, typer.Option("--model", "-m", help="What to start from: a folder, a file, a hub id, or new: a small RoFormer from "
+                                    "random values.")]  # fmt: skip
 Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
 Steps = Annotated[int | None, typer.Option(help="Updates in all, instead of epochs.")]
 Accumulate = Annotated[int, typer.Option(help="Batches an update.")]
-LearningRate = Annotated[float | None, typer.Option(help="Its peak; default 5e-5, from nothing 1e-3.")]
+LearningRate = Annotated[float | None, typer.Option(help=f"Its peak; default 5e-5, from {SMALL} 2e-4, of a new model 1e-3.")]
 Warmup = Annotated[float, typer.Option(help="Share of the steps that lead up to it.")]
 WeightDecay = Annotated[float, typer.Option(help="Of matrices.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
@@ -48,15 +52,20 @@ def prepared(
         if field in changes:
             raise ConfigError(f"--change {field}: the task sets it.", fix="Leave it out.")
     if model is None and family is not None:
-        raise ConfigError("--family is given without --model.", fix="Add --model, or leave it out.")
+        raise ConfigError("--family is given for a new model.", fix="Name a checkpoint with --model, or leave it out.")
     place = device_of(device)
     check_out(out)
     return changes, place
 
 
+def origin(model: str) -> str | None:
+    """What --model names; None for a new one."""
+    return None if model == "new" and not os.path.exists(model) else model
+
+
 def usual(learning_rate: float | None, model: str | None) -> float:
-    """The one given, or what is usual for going on from a model and from nothing."""
-    return learning_rate if learning_rate is not None else 1e-3 if model is None else 5e-5
+    """The one given, or what is usual for going on from a model, a small one, and from random values."""
+    return learning_rate if learning_rate is not None else {None: 1e-3, SMALL: 2e-4}.get(model, 5e-5)
 
 
 def run(

@@ -1,4 +1,5 @@
-"""The tasks that are classes: Classify, Dialogue, Seq2Seq (load, fit, evaluate, predict, save), Generate, Pretrain, Score."""
+"""The tasks that are classes: Classify, Dialogue, Seq2Seq (load, fit, evaluate, predict, save), Generate, Pretrain, Score,
+Explain, Parse, Segment."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fishpaw.tasks.classify import Classify as Classify
     from fishpaw.tasks.dialogue import Dialogue as Dialogue
+    from fishpaw.tasks.explain import Explain as Explain
     from fishpaw.tasks.generate import Generate as Generate
+    from fishpaw.tasks.parse import Parse as Parse
     from fishpaw.tasks.pretrain import Pretrain as Pretrain
     from fishpaw.tasks.score import Score as Score
+    from fishpaw.tasks.segment import Segment as Segment
     from fishpaw.tasks.seq2seq import Seq2Seq as Seq2Seq
 
-__all__ = ["Classify", "Dialogue", "Generate", "Pretrain", "Score", "Seq2Seq"]
+__all__ = ["Classify", "Dialogue", "Explain", "Generate", "Parse", "Pretrain", "Score", "Segment", "Seq2Seq"]
 
 _PLACES = {name: f"fishpaw.tasks.{name.lower()}" for name in __all__}
 

@@ -1,0 +1,194 @@
+"""The verb explain: which tokens of a text spoke for a label, and which against it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+
+import typer
+
+from fishpaw.cli.answers import answered, bar_beside
+from fishpaw.cli.arguments import (
+    Changes,
+    Device,
+    Json,
+    Limit,
+    Lines,
+    Model,
+    Seed,
+    changes_of,
+    check_task,
+    device_of,
+    located,
+    source_of,
+)
+from fishpaw.cli.influence import explain_by_examples
+from fishpaw.errors import ConfigError
+from fishpaw.hub import SMALL
+from fishpaw.terminal import decoded, tell, write, write_json
+
+if TYPE_CHECKING:
+    from fishpaw.data.labelled import LabelledText
+    from fishpaw.tasks.explain import Baseline, Explanation, Method
+
+__all__ = ["explain"]
+
+_UNASKED = dict.fromkeys(("label", "value", "baseline", "error", "points", "tokens"))                      # what a blank line gets
+_MISSED = 0.01
+"""Share of the change, and 1e-4 of a probability, by which scores may miss their sum before a line says so."""
+
+_ALIKE = 0.01
+"""A probability that changes less on the way from the baseline leaves nothing to explain, and a line says so."""
+
+Named = Literal["integrated", "complete", "expected", "smooth", "input"]
+Against = Literal["zero", "pad", "mask"]
+
+
+def explain(
+    model: Model = SMALL,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]…", help="Texts; default: the lines of --data.")] = None,
+    data: Lines = None,
+    label: Annotated[str | None, typer.Option(help="What to explain: a label, or a token at the [MASK]; default: the likeliest.")] = None,
+    method: Annotated[Named, typer.Option(help="integrated gradients; complete: as many points as they need; expected: mean over random "
+                                               "texts; smooth: SmoothGrad; input: gradient x input.")] = "integrated",
+    points: Annotated[int | None, typer.Option(min=1, help="Gradients a text; default 50, of complete up to 1000.")] = None,
+    baseline: Annotated[Against | None, typer.Option(help="What the text is compared with; default zero.")] = None,
+    by_examples: Annotated[str | None, typer.Option("--by-examples", metavar="FILE", help="Instead: which of these examples, all that the "
+                                                    "model was trained on, pushed the prediction.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Of --by-examples: the checkpoints that tasks.influence kept in the training.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Of --by-examples: so many a text.")] = 5,
+    html: Annotated[Path | None, typer.Option(help="Write a page with coloured texts, too.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=4, help="In tokens; default: what the model was trained with, or reads.")] = None,
+    change: Changes = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Say what each token adds to the probability of a label: label, probability and the text, by tabs; texts of pairs as a<TAB>b.
+
+    On a terminal green speaks for the label and red against it; elsewhere each token stands with its score. A masked language model is
+    asked why it expects a token at the [MASK] of a text.
+    """
+    from fishpaw.files import file_atomic
+    from fishpaw.interpret import colouring
+    from fishpaw.tasks.explain import Explain
+
+    given = texts or []
+    if len(given) > 1 and data is not None:
+        raise ConfigError("Texts and --data are given.", fix="Leave one out.")
+    source = "" if len(given) > 1 else source_of(given[0] if given else None, data)
+    if not all(map(str.strip, given)):
+        raise ConfigError("A text is blank.", fix="Leave it out.")
+    if path is not None and by_examples is None:
+        raise ConfigError("--path is given without --by-examples.", fix="Add it, or leave --path out.")
+    if by_examples is not None:
+        if (method, points, baseline, html, max_length, change) != ("integrated", None, None, None, None, None):
+            what = "--by-examples looks at no tokens: --method, --points, --baseline, --html, --max-length and --change mean nothing to it."
+            raise ConfigError(what, fix="Leave them out.")
+        check_task(model, "classify")
+        explain_by_examples(islice(_lines(given, source, limit), limit), model=model, train=by_examples, path=path, label=label, top=top,
+                            device=device, source=source, as_json=as_json)  # fmt: skip
+        return
+    way, against = _method(method, points, seed), _baseline(method, baseline, seed)
+    if not (changes := changes_of(change)):
+        check_task(model, "classify")
+    task = Explain.load(model, changes=changes, max_length=max_length)
+    task.model.to(device_of(device))
+    wanted = None if label is None else decoded(label)
+
+    def explained(some: Iterator[LabelledText]) -> Iterator[Explanation]:
+        with bar_beside(some) as done:
+            for line in some:
+                with located(line):
+                    found = task.explain(line.text, line.pair, label=wanted, method=way, baseline=against)
+                yield found
+                done(1)
+
+    colours = not as_json and sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    missed = alike = 0
+
+    def tell_scores(line: LabelledText, one: Explanation | None, page: BinaryIO | None) -> None:
+        nonlocal missed, alike
+        if as_json:
+            write_json({"text": line.text, "pair": line.pair, **_UNASKED} if one is None else one.figures)
+        else:
+            write("" if one is None else _line(one, colours=colours))
+        if one is None:
+            return
+        missed, alike = missed + (abs(one.error) > 1e-4 and one.relative > _MISSED), alike + (abs(one.value - one.baseline) < _ALIKE)
+        if page is not None:
+            note = f"{one.value:.4f}, baseline {one.baseline:.4f}, error {one.error:.1e}, {method}, {one.points} points"
+            page.write(colouring.section(one.label, _pieces(one), note).encode("utf-8"))
+
+    with ExitStack() as stack:
+        page = None if html is None else stack.enter_context(file_atomic(html))                        # before minutes of computing
+        if page is not None:
+            page.write(colouring.head(f"fishpaw explain: {model}").encode("utf-8"))
+        answered(islice(_lines(given, source, limit), limit), explained, partial(tell_scores, page=page), source=source)
+        if page is not None:
+            page.write(colouring.END.encode("utf-8"))
+    if missed and method in ("integrated", "complete"):
+        tell(f"fishpaw: the scores of {missed} texts miss their sum by more than {_MISSED:.0%}: "
+             f"{'raise --points' if method == 'complete' else 'use --method complete, or raise --points'}")
+    if alike:
+        tell(f"fishpaw: {alike} texts are as probable as the baseline, to {_ALIKE:.0%}: what is explained is next to nothing; "
+             "try another --baseline")
+
+
+def _lines(given: list[str], source: str, limit: int | None) -> Iterator[LabelledText]:
+    """Texts and pairs: those of the command line, or of a file; of txt and standard input each line whole but for a tab."""
+    from fishpaw.data.labelled import LabelledText, read_texts
+
+    if source:
+        yield from islice(read_texts(source), limit)
+        return
+    for text in given:
+        first, tab, second = decoded(text).partition("\t")
+        yield LabelledText(first, second if tab else None)
+
+
+def _method(name: Named, points: int | None, seed: int) -> Method:
+    from fishpaw.interpret.complete_gradients import complete_gradients
+    from fishpaw.interpret.gradients import expected_gradients, gradient_times_input, smooth_gradients
+    from fishpaw.interpret.integrated_gradients import integrated_gradients
+
+    if name == "input":
+        if points is not None:
+            raise ConfigError("--points with --method input, which takes one gradient.", fix="Leave --points out.")
+        return gradient_times_input
+    if name == "complete":
+        return partial(complete_gradients, most=1000 if points is None else max(points, 12))
+    if name == "integrated":
+        return partial(integrated_gradients, points=points or 50)
+    return partial(expected_gradients if name == "expected" else smooth_gradients, points=points or 50, seed=seed)
+
+
+def _baseline(method: Named, name: Against | None, seed: int) -> Baseline:
+    from fishpaw.tasks.explain import masks, padding, random_texts, zeros
+
+    if method == "expected":
+        if name is not None:
+            raise ConfigError("--baseline with --method expected, which averages over random texts.", fix="Leave --baseline out.")
+        return partial(random_texts, seed=seed)
+    known: dict[Any, Baseline] = {"pad": padding, "mask": masks}
+    return known.get(name, zeros)
+
+
+def _pieces(one: Explanation) -> list[Any]:
+    from fishpaw.interpret.colouring import pieces
+
+    first = pieces(one.text, one.spans())
+    return [first] if one.pair is None else [first, pieces(one.pair, one.spans(second=True))]
+
+
+def _line(one: Explanation, *, colours: bool) -> str:
+    from fishpaw.interpret.colouring import coloured, numbered
+
+    return "\t".join([one.label, f"{one.value:.4f}", *map(coloured if colours else numbered, _pieces(one))])

@@ -1,0 +1,1 @@
+"""The laboratory: one file an analysis, each re-measures the claims of its source."""

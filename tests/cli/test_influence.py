@@ -1,0 +1,44 @@
+"""explain --by-examples: a text and what pushed it, as lines and objects, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from fishpaw.tasks.influence import by_examples
+
+TRAIN = "今天很好\tpos\n气\tneg\n房间很好\tpos\n"
+
+
+@pytest.fixture
+def train(files):
+    return files("train.tsv", TRAIN)
+
+
+def test_a_text_stands_above_the_examples_that_pushed_it(fishpaw_, models, train):
+    from fishpaw.data.labelled import read_labelled
+
+    done = fishpaw_("explain", "-m", models / "task", "--by-examples", train, "--top", 2, stdin="今天\n\n很好\n")
+    expected = by_examples(models / "task", list(read_labelled(train)), ["今天", "很好"], top=2)
+    assert done.code == 0 and len(done.lines) == 7 and not done.lines[3]
+    for first, one in ((0, expected[0]), (4, expected[1])):
+        label, odds, text = done.lines[first].split("\t")
+        assert (label, text) == (one.label, one.text) and float(odds) == pytest.approx(one.end, abs=1e-3)
+        for line, each in zip(done.lines[first + 1 : first + 3], one.examples, strict=True):
+            value, labels, shown = line.split("\t")
+            assert float(value) == pytest.approx(each.contribution, abs=1e-4) and (labels, shown) == (*each.labels, each.text)
+
+
+def test_objects_and_a_label_that_is_asked_about(fishpaw_, models, train):
+    (one,) = fishpaw_("explain", "-m", models / "task", "--by-examples", train, "--label", "neg", "--json", "今天").objects
+    assert one["label"] == "neg" and len(one["examples"]) == 3 and one["error"] is None
+    assert one["total"] == pytest.approx(sum(each["contribution"] for each in one["examples"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--by-examples", "TRAIN", "--points", "9"], "--points"), (["--path", "x"], "--by-examples"),
+    (["--by-examples", "TRAIN", "--path", "nowhere"], "nowhere"), (["--by-examples", "nowhere.tsv"], "nowhere.tsv"),
+    (["--by-examples", "TRAIN", "--label", "nothing"], "nothing"),
+])  # fmt: skip
+def test_a_mistake_is_one_sentence(fishpaw_, models, train, words, says):
+    done = fishpaw_("explain", "-m", models / "task", *(train if word == "TRAIN" else word for word in words), "今天")
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1 and not done.out, done

@@ -29,7 +29,7 @@ from fishpaw.train.options import Options
 
 MIXTURES = (
     {Masked(rate=0.2, weight=3.0): 0.8, UniLM(): 0.1, NextToken(): 0.1},
-    {Contrastive(same=0.3, longest=48, weight=10.0): 0.5, Masked(rate=0.2, weight=3.0): 0.35, UniLM(): 0.1, NextToken(): 0.05},
+    {Contrastive(same=0.3, longest=48, weight=10.0): 0.4, Masked(rate=0.2, weight=3.0): 0.4, UniLM(): 0.1, NextToken(): 0.1},
 )
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--corpus", type=Path, default=Path("runs/open_corpus"), help="what recipes/open_corpus.py made")

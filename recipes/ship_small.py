@@ -4,7 +4,7 @@
                                  [--out src/fishpaw/pretrained/fishpaw-small]
 
 --run is recipes/fishpaw_small.py's, --report recipes/small_report.py's. Every figure of the card is read from their logs. The model ships
-with the mask "full": it reads both ways; mask="causal" or "unilm" lets it write.
+with the mask "full": it reads both ways; mask="unilm" lets it write on.
 """
 
 import argparse
@@ -47,7 +47,10 @@ def row(*cells):
     return "| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
 
 ends = {part: records(part, "evaluate") for part in ("run", "second")}
-batches = {part: records(part, "start")[0]["options"]["token_budget"] for part in ends}
+begun = {part: records(part, "start")[0] for part in ends}
+batches = {part: begun[part]["options"]["token_budget"] for part in ends}
+short = [f"stage {at} was stopped at step {ends[part][-1]['step']:,} of {begun[part]['steps']:,}" for at, part in enumerate(ends, 1)
+         if ends[part][-1]["step"] < begun[part]["steps"]]
 read = sum(ends[part][-1]["step"] * batches[part] for part in ends)
 hours = sum(ends[part][-1]["seconds"] for part in ends) / 3600
 curve = [row("stage", "step", "loss", "masked accuracy", "next-character accuracy", "contrastive accuracy"), row(*["---"] * 6)]
@@ -70,9 +73,9 @@ license: apache-2.0
 
 A RoFormer of {config.layers} layers, {config.hidden_size} wide, {size / 1e6:.1f} million parameters,
 {tokenizer.size:,} characters. It fills masks, makes vectors of sentences (its pooler, or the mean of its states), and goes on with texts
-(`mask="causal"`, `mask="unilm"`). It is small and read little: a start for one's own data and a model to try things with, no oracle.
+(`mask="unilm"`). It is small and read little: a start for one's own data and a model to try things with, no oracle.
 
-一个 {config.layers} 层、宽 {config.hidden_size} 的 RoFormer，按字切分。会填空，会作句向量，也能续写（`mask="causal"`、`mask="unilm"`）。
+一个 {config.layers} 层、宽 {config.hidden_size} 的 RoFormer，按字切分。会填空，会作句向量，也能续写（`mask="unilm"`）。
 它很小，读得也少：适合作为自己数据的起点，或用来做试验，不适合当作知识来源。
 
 ## Data
@@ -86,7 +89,7 @@ Weights: Apache-2.0. The texts are old and new, legal, technical and literary; w
 
 ## Cost
 
-{hours:.1f} hours of a {began["device"]} ({began["threads"]} cores, partly shared with other work).
+{hours:.1f} hours of a {began["device"]} ({began["threads"]} cores, shared with other work){"".join(f"; {one}" for one in short)}.
 
 ## Learning, on unseen documents
 
@@ -95,7 +98,7 @@ Weights: Apache-2.0. The texts are old and new, legal, technical and literary; w
 ## Measured
 
 By `recipes/small_report.py` on texts that it never read (fill: share of hidden characters found; write: perplexity a character; similar:
-Spearman's correlation or area under the curve; probe, tune: accuracy on reviews).
+Spearman's correlation or area under the curve; probe, tune: accuracy on reviews). What isn't here hasn't been measured.
 {chr(10).join(tables)}
 """
 (arguments.out / "README.md").write_text(card, encoding="utf-8")

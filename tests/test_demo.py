@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fishpaw
-from fishpaw.demo import NEW, curve, data_folder, demo, reviews
+from fishpaw.demo import BLANKS, NEW, SENTENCES, curve, data_folder, demo, reviews
 from fishpaw.errors import DataError
 
 
@@ -32,7 +32,9 @@ def told(tmp_path_factory):
 
 def test_tells_each_stage_and_the_curve_to_its_end(told):
     said, figures, out = told
-    assert re.match(r"Data: 480 reviews written for fishpaw.*100 unseen", said[0])
+    assert said[0].startswith("Model: fishpaw-small, ")
+    assert {text for text in (*BLANKS, *SENTENCES[:4]) if any(text in line for line in said)} == {*BLANKS, *SENTENCES[:4]}
+    assert any(re.match(r"Data: 480 reviews written for fishpaw.*100 unseen", line) for line in said)
     points = [re.fullmatch(r"  step +(\d+)  loss (\d\.\d{3})  accuracy (\d\.\d{3}) (█+)", line) for line in said]
     found = [(int(point[1]), float(point[3]), len(point[4])) for point in points if point]
     assert [step for step, _, _ in found] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""The main job from end to end: train a small RoFormer on reviews, evaluate it on unseen ones, predict new ones, save it."""
+"""The main jobs with the model that ships: fill a blank, find the nearest sentences, go on with a text, learn to tell reviews apart."""
 
 from __future__ import annotations
 
@@ -12,14 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.nn.functional import normalize
+
 from fishpaw.data.labelled import LabelledText, read_labelled
+from fishpaw.decoding.settings import Settings
 from fishpaw.errors import DataError
+from fishpaw.hub import SMALL
 from fishpaw.tasks.classify import Classify
+from fishpaw.tasks.encode import encode
+from fishpaw.tasks.fill import fill
+from fishpaw.tasks.generate import Generate
 from fishpaw.train.options import Options
+from fishpaw.weights.load import load
 
-__all__ = ["NEW", "Reviews", "curve", "data_folder", "demo", "reviews"]
+__all__ = ["BLANKS", "NEW", "Reviews", "SENTENCES", "curve", "data_folder", "demo", "reviews"]
 
+BLANKS = ("法院应当[MASK]法作出判[MASK]。", "点击“确定”按[MASK]，保存文[MASK]。", "春[MASK]不觉晓，处处闻啼鸟。")
 NEW = ("房间干净，前台很热情，下次还住这里。", "屏幕有坏点，客服推来推去，后悔买了。", "故事拖沓，看到一半就睡着了。")
+SENTENCES = (
+    "怎样重新设置密码？", "今天下雨，比赛改到明天。", "合同自双方签字之日起生效。", "忘记密码以后如何找回？", "这首诗写的是边塞的秋夜。",
+    "比赛因为大雨推迟一天。", "协议经双方签名后才有效力。", "诗人描绘了边关秋天的夜晚。",
+)  # fmt: skip
+"""Four subjects, each in two wordings: the first four are asked for the nearest of the others."""
+_BEGINNINGS = ("用人单位应当", "这个函数返回", "秦王大怒，")
 _SHARED = Path("classification") / "sentiment_bert4keras"
 _NAMES = {"0": "neg", "1": "pos"}
 
@@ -46,6 +61,7 @@ def reviews(data: Path | None) -> Reviews:
 
 def demo(say: Callable[[str], None], *, out: Path, data: Path | None = None, seed: int = 0, steps: int | None = None) -> dict[str, Any]:
     """Run it all, telling each stage to `say`; under a minute on two cores. Returns the figures."""
+    show(say, seed=seed)
     found = reviews(data)
     say(f"Data: {found.source}; {len(found.unseen)} unseen ones to evaluate on.")
     mixed = list(found.train)
@@ -54,17 +70,15 @@ def demo(say: Callable[[str], None], *, out: Path, data: Path | None = None, see
     if len(mixed) > 12_000:                                            # as many as a minute reads
         mixed = mixed[: 12_000 + held]
     dev, train = mixed[:held], mixed[held:]
-    task = Classify.new([one.text for one in train], ["neg", "pos"], max_length=64, seed=seed)
-    size = sum(parameter.numel() for parameter in task.model.parameters())
-    say(f"Model: a RoFormer of {task.model.config.layers} layers, {size / 1e6:.1f} million parameters, from random values.")
-    count = steps or (150 if len(train) < 1000 else 400)
-    options = Options(steps=count, batch_size=32, learning_rate=1e-3, evaluate_every=max(1, count // 6), seed=seed, log_every=1)
+    task = Classify.load(SMALL, labels=["neg", "pos"], max_length=64, seed=seed)
+    count = steps or (80 if len(train) < 1000 else 240)
+    options = Options(steps=count, batch_size=32, learning_rate=3e-4, evaluate_every=max(1, count // 6), seed=seed, log_every=1)
 
     def report(record: dict[str, Any]) -> None:
         if (line := curve(record)) is not None:
             say(line)
 
-    say(f"Training: {count} steps of 32 of {len(train)} reviews; accuracy on {held} others, held out:")
+    say(f"Training a classifier from {SMALL}: {count} steps of 32 of {len(train)} reviews; accuracy on {held} others, held out:")
     result = task.fit(train, dev, options=options, out=out, resume=False, report=report)
     figures = task.evaluate(found.unseen)
     say(f"Unseen reviews: accuracy {figures['accuracy']:.3f}; always answering with the most frequent label: {figures['majority']:.3f}.")
@@ -76,6 +90,27 @@ def demo(say: Callable[[str], None], *, out: Path, data: Path | None = None, see
     say(f"Saved: {out / 'model'} ({result.seconds:.0f} s of training). Use it again:")
     say(f"  {_command(sys.executable, '-m', 'fishpaw', 'predict', 'classify', '--model', str((out / 'model').resolve()), NEW[0])}")
     return {**figures, "steps": result.step, "seconds": result.seconds, "model": str(out / "model")}
+
+
+def show(say: Callable[[str], None], *, seed: int = 0) -> None:
+    """What the model can do as it is, before it is taught anything."""
+    model, tokenizer = load(SMALL)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    say(f"Model: {SMALL}, a RoFormer of {model.config.layers} layers, {size / 1e6:.1f} million parameters, pretrained on open texts.")
+    say("It fills blanks:")
+    for text in BLANKS:
+        guesses = [" ".join(token for token, _ in blank.candidates[:3]) for blank in fill(model, tokenizer, text)]
+        say(f"  {text}  {' | '.join(guesses)}")
+    say("It finds the nearest sentence:")
+    vectors = normalize(encode(SENTENCES, (model, tokenizer), pool="pooler", progress=False))
+    for index, cosines in enumerate((vectors @ vectors.T).fill_diagonal_(-1)[: len(SENTENCES) // 2].tolist()):
+        nearest = cosines.index(max(cosines))
+        say(f"  {SENTENCES[index]}  {cosines[nearest]:.2f}  {SENTENCES[nearest]}")
+    say("It goes on with a text:")
+    writer = Generate(*load(SMALL, mask="unilm"))
+    settings = Settings(sample=True, temperature=0.7, top_p=0.9, no_repeat_ngram=4)
+    for text, (answer,) in zip(_BEGINNINGS, writer.answers(_BEGINNINGS, settings, writer.limits(40), seed=seed), strict=True):
+        say(f"  {text}{answer.text}")
 
 
 def curve(record: dict[str, Any]) -> str | None:

@@ -93,7 +93,8 @@ def test_several_labels(fishpaw_, models, files, kind):
 
 
 def test_a_run_from_nothing_says_what_it_saved(fishpaw_, files):
-    done = fishpaw_("train", "classify", "--data", files.folder / "reviews.tsv", "--out", files.folder / "run", "--steps", 1, "--limit", 4)
+    done = fishpaw_("train", "classify", "--data", files.folder / "reviews.tsv", "--out", files.folder / "run", "--steps", 1, "--limit", 4,
+                    "--model", "new")  # fmt: skip
     assert done.code == 0 and done.lines[-1].split() == ["model", str(files.folder / "run" / "model")], done
     assert not [line for line in done.lines if "None" in line]
 
@@ -242,8 +243,9 @@ def test_bad_lines_are_left_out_of_an_evaluation_too(fishpaw_, models, files, re
 def test_switches_are_turned(fishpaw_, models, files, refused):
     words = ["train", "classify", "--data", files.folder / "reviews.tsv", "--steps", 2, "--batch-size", 4]
     turned = ["--change", "attention=linear", "--change", 'position={"name": "hierarchical", "alpha": 0.3}']
-    for start in ([], ["--model", models / "bert"]):
-        out = files.folder / f"run{len(start)}"
+    new = ["--model", "new"]
+    for start in (new, ["--model", models / "bert"]):
+        out = files.folder / f"run{start == new}"
         assert fishpaw_(*words, *start, *turned, "--out", out).code == 0
         config = (out / "model" / "config.json").read_text(encoding="utf-8")
         assert '"attention": "linear"' in config and '"hierarchical"' in config
@@ -252,9 +254,9 @@ def test_switches_are_turned(fishpaw_, models, files, refused):
         refused(fishpaw_(*words, *start, "--out", out), "model.*--restart")
     for change, says in (("heads=[]", "the task sets it"), ("vocab_size=9", "the task sets it"), ("atention=linear", "attention"),
                          ("attention=liner", "linear"), ("attention", "FIELD=JSON")):
-        refused(fishpaw_(*words, "--out", files.folder / "new", "--change", change), says)
-    refused(fishpaw_(*words, "--out", files.folder / "new", "--family", "bert"), "--model")
-    assert not (files.folder / "new").exists()
+        refused(fishpaw_(*words, *new, "--out", files.folder / "nothing", "--change", change), says)
+    refused(fishpaw_(*words, *new, "--out", files.folder / "nothing", "--family", "bert"), "--model")
+    assert not (files.folder / "nothing").exists()
 
 
 def test_an_encoder_decoder_is_one_sentence(fishpaw_, models, files, refused):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 LETTERS = "今天气我们去公园玩吧房间前台很热情下次"
-SMALL = ["--change", "layers=1", "--change", "hidden_size=16", "--change", "intermediate_size=16", "--max-length", 24]
+SMALL = ["--model", "new", "--change", "layers=1", "--change", "hidden_size=16", "--change", "intermediate_size=16", "--max-length", 24]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_train_evaluate_chat_and_go_on(fishpaw_, talks, files):
         (["--data", "EMPTY"], "empty.jsonl: no conversation"),
         (["--learning-rate", 0], "--learning-rate is 0"),
         (["--max-length", 3], "--max-length is 3"),
-        (["--family", "bert"], "Add --model"),
+        (["--family", "bert"], "with --model"),
         (["--change", "vocab_size=3"], "the task sets it"),
         (["--change", "mask=full"], "--change mask=causal"),
         (["--dev", "-", "--data", "-"], "both read standard input"),

@@ -59,7 +59,7 @@ def test_train_evaluate_predict(fishpaw_, files, pairs, start):
 
 def test_other_names_and_a_run_from_nothing(fishpaw_, files):
     data = files("papers.jsonl", "".join(json.dumps({"abst": "今天气好" * at, "title": "好"}) + "\n" for at in range(1, 9)))
-    small = ["--change", "hidden_size=16", "--change", "intermediate_size=24", "--change", "attention_heads=2"]
+    small = ["--model", "new", "--change", "hidden_size=16", "--change", "intermediate_size=24", "--change", "attention_heads=2"]
     done = fishpaw_("train", "seq2seq", "--data", data, "--fields", "abst, title", "--out", files.folder / "run", "--steps", 1,
                     "--max-length", 9, "--max-new", 3, *small)  # fmt: skip
     assert done.code == 0 and done.lines[-1].split() == ["model", str(files.folder / "run" / "model")], done
@@ -94,7 +94,7 @@ def test_targets_that_are_cut_are_counted(fishpaw_, files, pairs, start, caplog)
         (["--fields", "abst,title"], r"pairs\.tsv, line 1: 0 columns named 'abst'"),
         (["--max-length", "2"], "--max-length is 2"),
         (["--max-new", "1"], "--max-new is 1"),
-        (["--family", "bert"], "--family is given without --model"),
+        (["--family", "bert"], "--family is given for a new model"),
         (["--change", "mask=causal"], "--change mask: the task sets it"),
         (["--dev", "nowhere.tsv"], "nowhere.tsv: can't be opened"),
         (["--epochs", "0"], "epochs is 0"),
@@ -102,7 +102,7 @@ def test_targets_that_are_cut_are_counted(fishpaw_, files, pairs, start, caplog)
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
 def test_mistakes_of_training(fishpaw_, files, pairs, refused, options, says):
-    refused(fishpaw_("train", "seq2seq", "--data", pairs, "--out", files.folder / "run", *options), says)
+    refused(fishpaw_("train", "seq2seq", "--model", "new", "--data", pairs, "--out", files.folder / "run", *options), says)
 
 
 def test_other_mistakes(fishpaw_, models, files, pairs, start, refused):

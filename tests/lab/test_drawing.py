@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,10 @@ def test_what_draw_raises_comes_through_and_leaves_no_style():
     with pytest.raises(KeyError, match="y"):
         drawn(draw, {"x": [1.0]})
     assert dict(matplotlib.rcParams) == before
+
+
+def test_no_analysis_lays_its_figure_out_itself():
+    """The lab does, once; a second layout in `draw` warned, and failed beside a colour bar."""
+    for path in (Path(fishpaw.__file__).parent / "lab").glob("*.py"):
+        if path.name != "drawing.py":
+            assert not re.search(r"tight_layout|set_layout_engine|subplots_adjust", path.read_text(encoding="utf-8")), path

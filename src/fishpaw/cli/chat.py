@@ -26,7 +26,6 @@ from fishpaw.cli.arguments import (
     texts_of,
 )
 from fishpaw.errors import ConfigError, DataError, FishpawError
-from fishpaw.hub import SMALL
 from fishpaw.terminal import in_options, tell, write, write_json
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ Say = Callable[[list[str], int], Iterator[str]]
 
 
 def chat(
-    model: Model = SMALL,
+    model: Model,
     data: Lines = None,
     max_new: Annotated[int, typer.Option(help="Tokens a reply at most.")] = 64,
     min_new: Annotated[int, typer.Option(min=1, help="Tokens a reply at least.")] = 1,

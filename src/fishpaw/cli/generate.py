@@ -125,7 +125,7 @@ def generate(
     calibration = _calibration(calibrate or "mean", examples)
     changes = changes_of(change)
     if mask is None and not changes and model == SMALL:
-        mask = "causal"                                               # it reads both ways as it is, and was taught to write, too
+        mask = "unilm"                                                # it reads both ways as it is, and was taught to write on, too
     elif mask is None and not changes:
         if check_task(model, "seq2seq", "dialogue") == "dialogue":
             tell(f"fishpaw: {model} was trained for dialogue and now goes on with a text; `fishpaw chat` answers")

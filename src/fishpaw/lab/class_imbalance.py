@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE", "TITLE", "Loss", "border", "draw", "measure", "points", "trained", "trained_for_f1"]
 
-TITLE = Words("Rare classes: weights, focal loss, smooth F1 and logit adjustment", "类别不平衡:加权、focal、光滑 F1 与 logit adjustment")
+TITLE = Words("Rare classes: weights, focal loss, smooth F1 and logit adjustment", "类别不平衡：加权、focal、光滑 F1 与 logit adjustment")
 SOURCE = "https://kexue.fm/archives/7708"
 
 _SEEDS = 6
@@ -129,15 +129,15 @@ def _gradient_rows(scores: Tensor, labels: Tensor) -> list[Row]:
     return [
         Row(Words("gradient of -F1 against -(2 / E[y + p]) E[(y - F1/2) p (1 - p)]", "-F1 的梯度与公式之差"), 0.0, _apart(found, formula),
             within=1e-9),
-        Row(Words("the same without the half of F1: off by", "同上,若漏掉 F1 的一半:相差"), 1e-4,
+        Row(Words("the same without the half of F1: off by", "同上，若漏掉 F1 的一半：相差"), 1e-4,
             _apart(found, -(2 / (y + p).sum()) * (y - f1) * p * (1 - p)), ">="),
         Row(Words("gradient of smooth accuracy against (2 y - 1) p (1 - p)", "光滑准确率的梯度与 (2y - 1) p (1 - p) 之差"), 0.0,
             _apart(accuracy, (2 * y - 1) * p * (1 - p)), within=1e-12),
-        Row(Words("p = 0.001 of a positive: its gradient over cross entropy's", "正例 p = 0.001:其梯度与交叉熵之比"), 0.001,
+        Row(Words("p = 0.001 of a positive: its gradient over cross entropy's", "正例 p = 0.001：其梯度与交叉熵之比"), 0.001,
             float(vanishing), within=1e-12),
-        Row(Words("gradient of cross entropy, which has log p for p, against p - y", "交叉熵(p 换成 log p)的梯度与 p - y 之差"), 0.0,
+        Row(Words("gradient of cross entropy, which has log p for p, against p - y", "交叉熵（p 换成 log p）的梯度与 p - y 之差"), 0.0,
             _apart(entropy, p - y), within=1e-12),
-        Row(Words("log p for p in smooth F1: weights 1 - F1/2 and F1/2", "光滑 F1 中 p 换成 log p:权重 1 - F1/2 与 F1/2"), 0.0,
+        Row(Words("log p for p in smooth F1: weights 1 - F1/2 and F1/2", "光滑 F1 中 p 换成 log p：权重 1 - F1/2 与 F1/2"), 0.0,
             _apart(weighted, logs), within=1e-12),
         Row(Words("at F1 = 1 both weights are 1/2", "F1 = 1 时两权重皆为 1/2"), 0.5, float(halves), within=1e-12),
         Row(Words("gradient of dice against finite differences", "dice 的梯度与有限差分之差"), 0.0, _apart(dice, by_hand), within=1e-8),
@@ -151,15 +151,15 @@ def _softmax_rows(logits: Tensor, classes: Tensor, prior: Tensor) -> list[Row]:
     counts = [imbalance.logit_adjusted(logits, classes, scale * prior)[0] for scale in (1.0, 12_345.0)]
     hand = -(logits + prior.log()).log_softmax(-1).gather(1, classes[:, None]).sum()
     return [
-        Row(Words("softmax: gradient of cross entropy against p - one-hot", "softmax:交叉熵的梯度与 p - one-hot 之差"), 0.0,
+        Row(Words("softmax: gradient of cross entropy against p - one-hot", "softmax：交叉熵的梯度与 p - one-hot 之差"), 0.0,
             _apart(slopes, expected), within=1e-12),
-        Row(Words("logit adjustment with tau = 0 against cross entropy", "logit adjustment,tau = 0,与交叉熵之差"), 0.0,
+        Row(Words("logit adjustment with tau = 0 against cross entropy", "logit adjustment,tau = 0，与交叉熵之差"), 0.0,
             _apart(imbalance.logit_adjusted(logits, classes, prior, tau=0.0)[0], plain), within=1e-12),
-        Row(Words("with tau = 1 against cross entropy of z + log prior", "tau = 1,与 z + log 先验的交叉熵之差"), 0.0,
+        Row(Words("with tau = 1 against cross entropy of z + log prior", "tau = 1，与 z + log 先验的交叉熵之差"), 0.0,
             _apart(counts[0], hand), within=1e-10),
-        Row(Words("counts in the place of frequencies change it by", "用频数代替频率,改变了"), 0.0, _apart(counts[0], counts[1]),
+        Row(Words("counts in the place of frequencies change it by", "用频数代替频率，改变了"), 0.0, _apart(counts[0], counts[1]),
             within=1e-10),
-        Row(Words("focal loss with gamma = 0 against cross entropy", "focal,gamma = 0,与交叉熵之差"), 0.0,
+        Row(Words("focal loss with gamma = 0 against cross entropy", "focal,gamma = 0，与交叉熵之差"), 0.0,
             _apart(imbalance.focal(logits, classes, gamma=0.0)[0], plain), within=1e-10),
     ]  # fmt: skip
 
@@ -182,17 +182,17 @@ def _border_rows(seed: int) -> list[Row]:
         columns.append((border(other), border(plain), border(plain) - border(other), apart, recall,
                         here - f1 / 2, reached - _hard_f1(border(plain)), best - reached))  # fmt: skip
     adjusted, shifted, moved, differences, recalls, off, gained, lacking = (list(column) for column in zip(*columns, strict=True))
-    balanced = Words("balanced accuracy gained on cross entropy: Φ(1) less that at its border", "平衡准确率比交叉熵高:Φ(1) 减其边界处的值")
+    balanced = Words("balanced accuracy gained on cross entropy: Φ(1) less that at its border", "平衡准确率比交叉熵高：Φ(1) 减其边界处的值")
     return [
-        sampled(Words("logit adjustment, a class of 10 %: the border is the balanced one, 0", "logit adjustment,稀有类 10 %:边界为 0"),
+        sampled(Words("logit adjustment, a class of 10 %: the border is the balanced one, 0", "logit adjustment，稀有类 10 %:边界为 0"),
                 0.0, adjusted, within=0.02),
-        sampled(Words("cross entropy: the border is ln(frequent / rare) / slope", "交叉熵:边界在 ln(多/少) / 斜率"), theory, shifted,
+        sampled(Words("cross entropy: the border is ln(frequent / rare) / slope", "交叉熵：边界在 ln(多/少) / 斜率"), theory, shifted,
                 within=0.02),
         sampled(Words("how far apart these borders are", "两边界的距离"), theory, moved, within=0.02),
-        Row(Words("adjusting in training or afterwards: log probabilities differ by", "训练时或训练后调整:对数概率相差"), 0.0,
+        Row(Words("adjusting in training or afterwards: log probabilities differ by", "训练时或训练后调整：对数概率相差"), 0.0,
             max(differences), within=1e-5),
         sampled(balanced, _recalls(0.0) - _recalls(theory), recalls, within=0.005),
-        sampled(Words("weights 1 - F1/2 and F1/2: at the border p is F1/2, off by", "权重 1 - F1/2 与 F1/2:边界处 p 为 F1/2,相差"), 0.0,
+        sampled(Words("weights 1 - F1/2 and F1/2: at the border p is F1/2, off by", "权重 1 - F1/2 与 F1/2：边界处 p 为 F1/2，相差"), 0.0,
                 off, within=0.01),
         sampled(Words("the F1 that they gain on cross entropy", "其 F1 比交叉熵高"), 0.0, gained, relation=">="),
         sampled(Words("the F1 that they lack to the best border: smooth F1 is below F1", "其 F1 距最优边界还差"), 0.005, lacking,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE", "TITLE", "accuracies", "by_hand", "draw", "mean_error", "measure"]
 
-TITLE = Words("Multiplying by adding bits: Mitchell's product in floats", "用加法做乘法:浮点数的 Mitchell 近似")
+TITLE = Words("Multiplying by adding bits: Mitchell's product in floats", "用加法做乘法：浮点数的 Mitchell 近似")
 SOURCE = "https://kexue.fm/archives/7991"
 
 _FLOATS = {torch.float32: ("<f", "<I"), torch.float16: ("<e", "<H"), torch.bfloat16: ("<f", "<I"), torch.float64: ("<d", "<Q")}
@@ -88,7 +88,7 @@ def measure(*, seed: int = 0) -> Found:
     for name, en, zh in (("straight", "true products backwards", "反向用真乘法"), ("throughout", "backwards, too", "反向也用近似")):
         gained = [100 * (one[name] - one["true"]) for one in learnt]
         rows.append(sampled(Words(f"a small network, {en}: points of accuracy more than with true products, at least -1",
-                                  f"小网络,{zh}:准确率比真乘法高多少点,至少 -1"), -1.0, gained, relation=">="))  # fmt: skip
+                                  f"小网络，{zh}:准确率比真乘法高多少点，至少 -1"), -1.0, gained, relation=">="))  # fmt: skip
     return Found(tuple(rows), {**_curves(generator), "accuracy": {name: [one[name] for one in learnt] for name in learnt[0]}})
 
 
@@ -119,7 +119,7 @@ def _printed_rows(generator: torch.Generator) -> list[Row]:
     half = torch.tensor(1.5)
     return [
         Row(Words("12.3 × 4.56 in fp32 (56.088 truly)", "fp32 的 12.3 × 4.56(真值 56.088)"), 53.68, _at(multiply, factors), within=5e-6),
-        Row(Words("the same with mantissas cut to 9 bits", "同上,尾数截断为 9 位"), 53.625, _at(multiply, cut)),
+        Row(Words("the same with mantissas cut to 9 bits", "同上，尾数截断为 9 位"), 53.625, _at(multiply, cut)),
         Row(Words("1.5 × 1.5, exactly", "1.5 × 1.5(精确)"), 2.0, float(multiply(half, half))),
         Row(Words("products and quotients with a power of two that aren't exact", "与 2 的幂相乘除而不精确的个数"), 0.0,
             float(inexact)),
@@ -132,19 +132,19 @@ def _bound_rows(generator: torch.Generator) -> list[Row]:
     quotient = divide(a, b).double() / (a.double() / b.double())
     half = torch.tensor(1.5, dtype=torch.float64)
     return [
-        Row(Words("2e6 random pairs: the least ratio of product to truth", "二百万随机对:积与真值之比的最小值"), 0.88889,
+        Row(Words("2e6 random pairs: the least ratio of product to truth", "二百万随机对：积与真值之比的最小值"), 0.88889,
             float(ratio.min()), within=1e-4),
         Row(Words("no ratio is below 8/9", "比值不小于 8/9"), 8 / 9, float(ratio.min()), ">=", 1e-15),
         Row(Words("no ratio is above 1", "比值不大于 1"), 1.0, float(ratio.max()), "<="),
         Row(Words("the worst case is x = y = 1/2: 8/9", "最坏情形 x = y = 1/2:8/9"), 8 / 9, float(multiply(half, half) / 2.25),
             within=1e-15),
-        Row(Words("the same pairs: the greatest ratio of quotient to truth", "同样的数对:商与真值之比的最大值"), 1.12499,
+        Row(Words("the same pairs: the greatest ratio of quotient to truth", "同样的数对：商与真值之比的最大值"), 1.12499,
             float(quotient.max()), within=1e-4),
         Row(Words("no ratio of quotients is above 9/8", "商的比值不大于 9/8"), 9 / 8, float(quotient.max()), "<=", 1e-15),
         Row(Words("none is below 1", "也不小于 1"), 1.0, float(quotient.min()), ">=", 1e-15),
         # Both claims were sampled from 2e6 pairs: their standard error is 2e-5.
-        Row(Words("mean relative error, mantissas uniform", "平均相对误差(尾数均匀)"), 0.03849, mean_error(logarithmic=False), within=5e-5),
-        Row(Words("mean relative error, numbers log-uniform", "平均相对误差(对数均匀)"), 0.03818,
+        Row(Words("mean relative error, mantissas uniform", "平均相对误差，尾数均匀"), 0.03849, mean_error(logarithmic=False), within=5e-5),
+        Row(Words("mean relative error, numbers log-uniform", "平均相对误差，对数均匀"), 0.03818,
             mean_error(logarithmic=True), within=5e-5),
     ]
 
@@ -163,7 +163,7 @@ def _law_rows(generator: torch.Generator) -> list[Row]:
         wrong = _different(multiply(x, y).double(), expected)
         name = str(dtype).removeprefix("torch.")
         claim = Words(f"{name}, any bits: products that differ from the same by hand in whole numbers",
-                      f"{name},任意比特:与整数手算不同的积的个数")  # fmt: skip
+                      f"{name}，任意比特：与整数手算不同的积的个数")  # fmt: skip
         rows.append(Row(claim, 0.0, float(wrong)))
     return rows
 
@@ -174,10 +174,10 @@ def _balance_rows(generator: torch.Generator) -> list[Row]:
     diagonal = 1 + torch.arange(4096, dtype=torch.float64) / 4096                      # x = y: the worst is among them, below and above
     worst = [float((multiply(diagonal, diagonal, offset=k / 1024) / diagonal**2 - 1).abs().max()) for k in range(40, 100)]
     return [
-        Row(Words("times 18/17: the greatest error upwards", "乘以 18/17:最大正误差"), 1 / 17, float(error.max()), within=1e-4),
-        Row(Words("times 18/17: the greatest error downwards", "乘以 18/17:最大负误差"), -1 / 17, float(error.min()), within=1e-4),
+        Row(Words("times 18/17: the greatest error upwards", "乘以 18/17：最大正误差"), 1 / 17, float(error.max()), within=1e-4),
+        Row(Words("times 18/17: the greatest error downwards", "乘以 18/17：最大负误差"), -1 / 17, float(error.min()), within=1e-4),
         Row(Words("a constant k added to the sum of bits does it less well: the best greatest error, (1 - k)(3 - k)² = 8",
-                  "改为在比特和上加常数 k 则较差:最好的最大误差,(1 - k)(3 - k)² = 8"), 0.068858, min(worst), within=5e-4),
+                  "改为在比特和上加常数 k 则较差：最好的最大误差，（1 - k）(3 - k)² = 8"), 0.068858, min(worst), within=5e-4),
     ]  # fmt: skip
 
 

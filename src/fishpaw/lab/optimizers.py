@@ -110,7 +110,6 @@ def draw(figure: Figure, series: Mapping[str, Any]) -> None:
     right.set_xlabel("updates")
     right.set_ylabel("|move| / |matrix|, three matrices")
     right.legend(fontsize=8)
-    figure.tight_layout()
 
 
 # What is trained

@@ -105,7 +105,6 @@ def draw(figure: Figure, series: Mapping[str, Any]) -> None:
             _draw_radii(axes, series[part])
         else:
             _draw_errors(axes, series[part], "Error" if part == "errors" else "Error of pairs")
-    figure.tight_layout()
 
 
 # The estimate of e^(q·k)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE", "TITLE", "draw", "measure"]
 
-TITLE = Words("Gradients of RNN, LSTM and GRU, gate by gate", "RNN、LSTM、GRU 的梯度,逐门分析")
+TITLE = Words("Gradients of RNN, LSTM and GRU, gate by gate", "RNN、LSTM、GRU 的梯度，逐门分析")
 SOURCE = "https://kexue.fm/archives/7888"
 
 SIZE, INPUTS, WASHOUT, STEPS, SEEDS = 11, 5, 30, 128, 12
@@ -118,14 +118,14 @@ def _bound_rows(seed: int) -> list[Row]:
         Row(Words("the greatest |x sech² x|", "|x sech² x| 的最大值"), 0.447743, top, within=5e-7),
         Row(Words("which is at", "最大值点"), 0.771701, place, within=2e-6),
         Row(Words("without input, |h| times the greatest |(1 - h_t²) U| over U: least of three h",
-                  "无输入时 |h| 乘 |(1 - h_t²) U| 对 U 的上确界:三个 h 中最小"),
+                  "无输入时 |h| 乘 |(1 - h_t²) U| 对 U 的上确界：三个 h 中最小"),
             0.447743, min(bounds), within=1e-6),
-        Row(Words("the same: greatest of three h", "同上:三个 h 中最大"), 0.447743, max(bounds), within=1e-6),
-        Row(Words("an input of 3 raises it: the bound isn't one over all inputs", "输入为 3 时增大:该界并非对所有输入成立"),
+        Row(Words("the same: greatest of three h", "同上：三个 h 中最大"), 0.447743, max(bounds), within=1e-6),
+        Row(Words("an input of 3 raises it: the bound isn't one over all inputs", "输入为 3 时增大：该界并非对所有输入成立"),
             3.0, _steepest(0.5, 3.0) * 0.5, ">="),
-        Row(Words("with relu nothing bounds it: U = 100", "用 relu 则无界:U = 100"), 100.0, float(relu), ">="),
+        Row(Words("with relu nothing bounds it: U = 100", "用 relu 则无界：U = 100"), 100.0, float(relu), ">="),
         Row(Words("a GRU that begins with 0 stays within -1 … 1 (weights and inputs times 5)",
-                  "从 0 出发的 GRU 始终在 -1 … 1 内(权重、输入乘 5)"),
+                  "从 0 出发的 GRU 始终在 -1 … 1 内（权重、输入乘 5）"),
             1.0, float(states.abs().max()), "<="),
     ]
 
@@ -143,7 +143,7 @@ def _cell_rows(draws: torch.Generator, seed: int) -> list[Row]:
         worst = max(worst, float((product - measured).abs().max() / measured.abs().max()))
     return [
         Row(Words("cells of many units: the product of seven Jacobians against central differences (relative)",
-                  "多单元:七步雅可比之积与中心差分之差(相对)"),
+                  "多单元：七步雅可比之积与中心差分之差（相对）"),
             0.0, worst, within=1e-7),
     ]
 
@@ -154,7 +154,7 @@ def _exponent_rows(matrices: Tensor) -> list[Row]:
     mean = float(torch.linalg.matrix_norm(matrices, 2).log().mean())
     return [
         Row(Words("the exponent by QR is the logarithm of the product's norm a step, up to a constant over T",
-                  "QR 所得指数等于雅可比之积范数对数的每步平均(差一个常数 / T)"),
+                  "QR 所得指数等于雅可比之积范数对数的每步平均（差一个常数 / T）"),
             0.0, top - product, within=4 / len(matrices)),
         Row(Words("the mean logarithm of each step's greatest singular value is above it", "每步最大奇异值对数的均值高于它"),
             0.05, mean - top, ">="),
@@ -172,7 +172,7 @@ def _vanishing_rows(seed: int, tops: Mapping[str, list[float]]) -> list[Row]:
 
     return [
         above(tops["LSTM"], tops["RNN"], "LSTM's state Jacobian vanishes more slowly than SimpleRNN's (torch's initialisation; exponents)",
-              "LSTM 的状态雅可比比 SimpleRNN 消失得慢(torch 初始化;指数之差)"),
+              "LSTM 的状态雅可比比 SimpleRNN 消失得慢（torch 初始化；指数之差）"),
         above(tops["GRU"], tops["RNN"], "GRU's vanishes more slowly than SimpleRNN's", "GRU 比 SimpleRNN 慢"),
         above(tops["LSTM"], tops["GRU"], "LSTM's vanishes more slowly than GRU's", "LSTM 比 GRU 慢"),
         above(tops["proposed"], tops["GRU"], "the proposed cell's vanishes more slowly than GRU's", "文中新单元比 GRU 慢"),
@@ -181,10 +181,10 @@ def _vanishing_rows(seed: int, tops: Mapping[str, list[float]]) -> list[Row]:
         above(tops["LSTM, bias 3"], tops["GRU, bias 3"], "with that bias LSTM's vanishes more slowly than GRU's",
               "加此偏置后 LSTM 比 GRU 慢"),
         above(wild["gru"], wild["lstm"], "GRU is less stable: with weights of the state times 6 its exponent is above LSTM's",
-              "GRU 较不稳定:状态权重乘 6 时其指数高于 LSTM"),
+              "GRU 较不稳定：状态权重乘 6 时其指数高于 LSTM"),
         above(wild["gru"], wild["proposed"], "and above the proposed cell's", "也高于文中新单元"),
         sampled(Words("SimpleRNN's gradient isn't lost, only its early part: share that the first 40 of 60 steps have in it",
-                      "SimpleRNN 的梯度并未消失,消失的只是早期部分:60 步中前 40 步所占份额"),
+                      "SimpleRNN 的梯度并未消失，消失的只是早期部分：60 步中前 40 步所占份额"),
                 0.01, late, relation="<="),
     ]
 
@@ -195,7 +195,7 @@ def _rest_rows(seed: int) -> list[Row]:
         rests = [_rests(seed + run, scale) for run in range(SEEDS)]
         for name, words in (("LSTM", ("LSTM's", "LSTM 的")), ("proposed", ("the proposed cell's", "文中新单元的"))):
             claim = Words(f"scalar cells, U of deviation {scale:g}: GRU's other terms, mean |Jacobian - gate|, are greater than {words[0]}",
-                          f"标量单元,U 标准差 {scale:g}:GRU 其余各项的 |雅可比 - 门| 均值大于{words[1]}")  # fmt: skip
+                          f"标量单元，U 标准差 {scale:g}:GRU 其余各项的 |雅可比 - 门| 均值大于{words[1]}")  # fmt: skip
             rows.append(sampled(claim, 0.0, [one["GRU"] - one[name] for one in rests], relation=">="))
     return rows
 
@@ -244,7 +244,7 @@ def _alone_rows(draws: torch.Generator) -> list[Row]:
                   "LSTM:(c, h) 的雅可比之积等于 dc_T/dc_0,T = 5(相对)"),
             0.0, right, within=1e-7),
         Row(Words("LSTM: the product of dc_t/dc_(t-1) alone is not (mean error / mean size)",
-                  "LSTM:仅 dc_t/dc_(t-1) 之积则不等(平均误差 / 平均大小)"),
+                  "LSTM：仅 dc_t/dc_(t-1) 之积则不等（平均误差 / 平均大小）"),
             0.01, wrong, ">="),
     ]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE", "TITLE", "above", "difference", "draw", "measure", "naive", "nearest", "peak"]
 
-TITLE = Words("SquarePlus: the constant that is nearest to softplus", "SquarePlus:离 softplus 最近的常数")
+TITLE = Words("SquarePlus: the constant that is nearest to softplus", "SquarePlus：离 softplus 最近的常数")
 SOURCE = "https://kexue.fm/archives/8833"
 
 TOUCHING = 4 * math.log(2) ** 2
@@ -99,7 +99,7 @@ def _nearest_rows() -> list[Row]:
         Row(Words("and at -x as well", "在 -x 处同样"), 0.0759315, float(mirrored), within=1e-7),
         Row(Words("the three extremes have one size", "三个极值大小相等"),
             0.0, max(abs(top + bottom), abs(float(mirrored) - top)), within=1e-12),
-        Row(Words("the difference is even: |D(x) - D(-x)|", "差是偶函数:|D(x) - D(-x)|"), 0.0, float(odd), within=1e-13),
+        Row(Words("the difference is even: |D(x) - D(-x)|", "差是偶函数：|D(x) - D(-x)|"), 0.0, float(odd), within=1e-13),
         Row(Words("a b of 0.1 % more or less is farther from softplus", "b 增减 0.1 % 都离 softplus 更远"), top + 1e-5, min(others), ">="),
     ]
 
@@ -114,9 +114,9 @@ def _above_rows() -> list[Row]:
         Row(Words("there the least difference is 0", "此时最小的差是 0"), 0.0, float(touching.min()), within=1e-15),
         Row(Words("and lies at x = 0", "位于 x = 0"), 0.0, abs(float(grid[touching.argmin()])), within=1e-12),
         Row(Words("and the greatest is", "最大的差是"), 0.10387, peak(TOUCHING)[1], within=5e-6),
-        Row(Words("b = 4: the greatest difference, 1 - ln 2", "b = 4:最大的差为 1 - ln 2"),
+        Row(Words("b = 4: the greatest difference, 1 - ln 2", "b = 4：最大的差为 1 - ln 2"),
             1 - math.log(2), float(four.abs().max()), within=1e-12),
-        Row(Words("b = 4: the same curvature as softplus at 0", "b = 4:在 0 处曲率与 softplus 相同"), 0.0, float(curvature), within=1e-12),
+        Row(Words("b = 4: the same curvature as softplus at 0", "b = 4：在 0 处曲率与 softplus 相同"), 0.0, float(curvature), within=1e-12),
     ]
 
 
@@ -127,9 +127,9 @@ def _product_rows() -> list[Row]:
     small = (naive(-x[x > 1e4].float(), 4.0) * x[x > 1e4].float() - 1).abs()
     return [
         Row(Words("f(x) f(-x) = b / 4: relative error of the rationalised form up to |x| = 1e9",
-                  "f(x) f(-x) = b / 4:有理化形式的相对误差(|x| ≤ 1e9)"),
+                  "f(x) f(-x) = b / 4：有理化形式的相对误差（|x| ≤ 1e9）"),
             0.0, float(right.max()), within=1e-12),
-        Row(Words("the formula as written loses every digit far to the left", "按原式计算,左侧远处一位数字也不剩"),
+        Row(Words("the formula as written loses every digit far to the left", "按原式计算，左侧远处一位数字也不剩"),
             1.0, float(lost.max()), ">="),
         Row(Words("in fp32 it does so at -1e4 already", "fp32 在 -1e4 处已经如此"), 1.0, float(small.min()), ">="),
     ]
@@ -150,13 +150,13 @@ def _slope_rows() -> list[Row]:
         worst["over"] = min(worst["over"], float((value.detach() - at.relu()).min()))
     least = 1e-6
     return [
-        Row(Words("the gradient is (1 + x / √(x² + b)) / 2, at 0 too", "梯度为 (1 + x / √(x² + b)) / 2,在 0 处也是"),
+        Row(Words("the gradient is (1 + x / √(x² + b)) / 2, at 0 too", "梯度为 (1 + x / √(x² + b)) / 2，在 0 处也是"),
             0.0, worst["first"], within=1e-12),
         Row(Words("the second derivative is b / (2 (x² + b)^(3/2))", "二阶导数为 b / (2 (x² + b)^(3/2))"),
             0.0, worst["second"], within=1e-12),
-        Row(Words("it rises strictly: least step on a grid of -50 … 50", "严格递增:-50 … 50 网格上最小的增量"), least, worst["rise"], ">="),
-        Row(Words("it is convex: least second derivative there", "凸:其中最小的二阶导数"), least, worst["bend"], ">="),
-        Row(Words("it is above relu: least distance there", "高于 relu:其中最小的距离"), least, worst["over"], ">="),
+        Row(Words("it rises strictly: least step on a grid of -50 … 50", "严格递增：-50…50 网格上最小的增量"), least, worst["rise"], ">="),
+        Row(Words("it is convex: least second derivative there", "凸：其中最小的二阶导数"), least, worst["bend"], ">="),
+        Row(Words("it is above relu: least distance there", "高于 relu：其中最小的距离"), least, worst["over"], ">="),
     ]
 
 

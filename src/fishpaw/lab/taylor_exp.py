@@ -104,7 +104,7 @@ def _identity_rows() -> list[Row]:
             found = float(polynomial(torch.tensor(x, dtype=torch.float64), order)) * math.exp(-x)
             by_parts = max(by_parts, abs(found - (1 - integral)) / max(1, abs(integral)))
     return [
-        Row(Words("at its minimum f_n is x^n / n! (relative error, n to 20)", "在最小值点 f_n 等于 x^n / n!(相对误差,n 至 20)"),
+        Row(Words("at its minimum f_n is x^n / n! (relative error, n to 20)", "在最小值点 f_n 等于 x^n / n!(相对误差，n 至 20)"),
             0.0, at_minimum, within=1e-11),
         Row(Words("f_n(x) e^-x = 1 - ∫ e^-t t^n / n! from 0 to x (relative error)", "f_n(x) e^-x = 1 - ∫₀ˣ e^-t t^n / n! dt(相对误差)"),
             0.0, by_parts, within=1e-12),
@@ -119,13 +119,13 @@ def _positive_rows() -> list[Row]:
     lost = float(summed(half, 20).min())
     return [
         Row(Words("on -1000 … 1000 no value is below the minimum (least ratio, n = 2 … 10)",
-                  "在 -1000 … 1000 上没有低于最小值的点(最小比值,n = 2 … 10)"),
+                  "在 -1000 … 1000 上没有低于最小值的点（最小比值，n = 2 … 10）"),
             1.0, min(ratios), ">=", within=1e-12),
         Row(Words("an odd order is negative far to the left (greatest of n = 1 … 9 at -50)",
-                  "奇数阶在左侧远处为负(n = 1 … 9 在 -50 处的最大值)"),
+                  "奇数阶在左侧远处为负（n = 1 … 9 在 -50 处的最大值）"),
             0.0, odd, "<="),
         Row(Words("in fp16, term by term, n = 20 turns negative: its least value on -9 … -1",
-                  "fp16 逐项求和的 n = 20 变负:-9 … -1 上的最小值"),
+                  "fp16 逐项求和的 n = 20 变负：-9 … -1 上的最小值"),
             0.0, lost, "<="),
     ]
 
@@ -141,21 +141,21 @@ def _softmax_rows(draws: torch.Generator) -> list[Row]:
     flat = float(share(steps, 2, tail="flat").diff().min())
     worst = share(torch.tensor([-6.0, -1.0], dtype=torch.float64), 2)
     return [
-        Row(Words("n = 30 is the softmax for |x| <= 5: greatest difference", "n = 30 时与 softmax 相同(|x| ≤ 5):最大差"),
+        Row(Words("n = 30 is the softmax for |x| <= 5: greatest difference", "n = 30 时与 softmax 相同（|x| ≤ 5）：最大差"),
             0.0, far, within=1e-6),
         Row(Words("the gradient of log share i is f_(n-1)/f_n (x_j) (1[i = j] - share j)",
                   "log p_i 的梯度为 f_(n-1)/f_n (x_j) (1[i = j] - p_j)"),
             0.0, _gradient(draws), within=1e-12),
         Row(Words("not shift invariant: scores 0 1 2 plus 1, n = 2, greatest change of a share",
-                  "不具平移不变性:分数 0 1 2 各加 1,n = 2,份额的最大变化"),
+                  "不具平移不变性：分数 0 1 2 各加 1,n = 2，份额的最大变化"),
             0.02, moved, ">="),
-        Row(Words("the softmax is: the same change", "softmax 具有:同样的变化"), 0.0, still, within=1e-15),
-        Row(Words("tails are polynomial: slope of log share against log gap, n = 2", "尾部是多项式:n = 2 时 log 份额对 log 差的斜率"),
+        Row(Words("the softmax is: the same change", "softmax 具有：同样的变化"), 0.0, still, within=1e-15),
+        Row(Words("tails are polynomial: slope of log share against log gap, n = 2", "尾部是多项式：n = 2 时 log 份额对 log 差的斜率"),
             -2.0, slope, within=0.02),
         Row(Words("below its minimum f_2 rises: a score of -6 gets this many times the share of -1",
-                  "低于最小值点后 f_2 回升:-6 分的份额是 -1 分的倍数"),
+                  "低于最小值点后 f_2 回升：-6 分的份额是 -1 分的倍数"),
             26.0, float(worst[0] / worst[1]), within=1e-12),
-        Row(Words("with a flat tail no better score has less (least step of the share)", "截平尾部后分数越高份额不减(份额的最小增量)"),
+        Row(Words("with a flat tail no better score has less (least step of the share)", "截平尾部后分数越高份额不减（份额的最小增量）"),
             0.0, flat, ">="),
         Row(Words("φ(q)·φ(k) = 1 + s + s²/2, s = q·k/√d (relative error)", "φ(q)·φ(k) = 1 + s + s²/2,s = q·k/√d(相对误差)"),
             0.0, _features(draws), within=1e-14),

@@ -166,12 +166,12 @@ def _penalty_rows(draws: torch.Generator) -> list[Row]:
     slopes = torch.autograd.grad(weissi(leaves, scale=0.7, direction=0.0), leaves)
     pulls = [float((slope * weight).sum()) for slope, weight in zip(slopes, weights, strict=True)]
     return [
-        Row(Words("a layer times 5 adds l1 log 5 to the first term (l1 = 0.7)", "某层乘 5,第一项增加 l1 log 5(l1 = 0.7)"),
+        Row(Words("a layer times 5 adds l1 log 5 to the first term (l1 = 0.7)", "某层乘 5，第一项增加 l1 log 5(l1 = 0.7)"),
             0.7 * math.log(5), scale, within=1e-10),
         Row(Words("and nothing to the second", "第二项不变"), 0.0, direction, within=1e-10),
-        Row(Words("<W_l, gradient of the first term> is l1 in each layer: least", "各层 <W_l, 第一项的梯度> 都等于 l1:最小"),
+        Row(Words("<W_l, gradient of the first term> is l1 in each layer: least", "各层 <W_l，第一项的梯度> 都等于 l1：最小"),
             0.7, min(pulls), within=1e-12),
-        Row(Words("the same: greatest", "同上:最大"), 0.7, max(pulls), within=1e-12),
+        Row(Words("the same: greatest", "同上：最大"), 0.7, max(pulls), within=1e-12),
     ]
 
 
@@ -181,18 +181,18 @@ def _function_rows(draws: torch.Generator) -> list[Row]:
     before, plain = network(weights, biases, x), network(weights, (None,) * 3, x)
     moved, shifted = rescaled(weights, biases, FACTORS)
     return [
-        Row(Words("without biases, factors 3, 1/4, 4/3 leave the output alone", "无偏置时,因子 3、1/4、4/3 不改变输出"),
+        Row(Words("without biases, factors 3, 1/4, 4/3 leave the output alone", "无偏置时，因子 3、1/4、4/3 不改变输出"),
             0.0, float((network(moved, (None,) * 3, x) - plain).abs().max()), within=1e-10),
         Row(Words("WEISSI is the same after it", "WEISSI 也不变"), 0.0, float(weissi(moved) - weissi(weights)), within=1e-10),
-        Row(Words("sum |W|² isn't: it is multiplied by", "Σ|W|² 却变了:变为原来的倍数"),
+        Row(Words("sum |W|² isn't: it is multiplied by", "Σ|W|² 却变了：变为原来的倍数"),
             1.5, float(squares(moved) / squares(weights)), ">="),
         Row(Words("with biases, each times its own factor as in the article: greatest change of the output",
-                  "有偏置时按文章各乘本层因子:输出的最大变化"),
+                  "有偏置时按文章各乘本层因子：输出的最大变化"),
             0.1, float((network(*as_printed(weights, biases, FACTORS), x) - before).abs().max()), ">="),
-        Row(Words("each bias times the product of the factors up to its layer: the same change", "偏置乘到本层为止的因子之积:同一变化"),
+        Row(Words("each bias times the product of the factors up to its layer: the same change", "偏置乘到本层为止的因子之积：同一变化"),
             0.0, float((network(moved, shifted, x) - before).abs().max()), within=1e-10),
         Row(Words("|df/dx| is at most the product of |W_l|: greatest ratio of 60 networks",
-                  "|df/dx| 不超过 |W_l| 之积:60 个网络中的最大比值"),
+                  "|df/dx| 不超过 |W_l| 之积：60 个网络中的最大比值"),
             1.0, _steepest(draws), "<=", within=1e-12),
     ]
 
@@ -207,9 +207,9 @@ def _least_rows(draws: torch.Generator) -> list[Row]:
         others.append(float(squares(rescaled(even, biases, (logs - logs.mean()).exp().tolist())[0]) / squares(even)))
     return [
         Row(Words("L2 is least where all norms are their geometric mean: sum |W|² there over 3 times its square",
-                  "各范数等于几何平均时 L2 最小:此时 Σ|W|² 与其平方的 3 倍之比"),
+                  "各范数等于几何平均时 L2 最小：此时 Σ|W|² 与其平方的 3 倍之比"),
             1.0, float(squares(even)) / (3 * mean**2), within=1e-12),
-        Row(Words("no other factors of product 1 have less: least of 200 over it", "其余积为 1 的因子都不更小:200 组中最小者与它之比"),
+        Row(Words("no other factors of product 1 have less: least of 200 over it", "其余积为 1 的因子都不更小：200 组中最小者与它之比"),
             1.0, min(others), ">="),
         Row(Words("so L2 falls without any change of the function, to this share", "因此 L2 可在函数不变时降到原来的这一比例"),
             0.95, float(squares(even) / squares(weights)), "<="),
@@ -220,7 +220,7 @@ def _path_rows(paths: Mapping[str, Tensor]) -> list[Row]:
     claimed = math.exp(-2 * DECAY * RATE * STEPS)
     return [
         sampled(Words("gradient descent under L2: |W_1|² - |W_2|² shrinks like exp(-2 λ t)",
-                      "L2 下梯度下降:|W_1|² - |W_2|² 按 exp(-2 λ t) 减小"),
+                      "L2 下梯度下降：|W_1|² - |W_2|² 按 exp(-2 λ t) 减小"),
                 claimed, paths["L2"][-1].tolist(), within=0.02),
         sampled(Words("under WEISSI's first term it stays as it began", "WEISSI 第一项下它保持不变"),
                 1.0, paths["WEISSI"][-1].tolist(), within=0.02),
@@ -235,10 +235,10 @@ def _training_rows(seed: int) -> list[Row]:
     wider = [b - a for a, b in zip(pulled, left, strict=True)]
     return [
         sampled(Words("Adam, unbalanced start: log(greatest / least norm of layers) with WEISSI above that with L2 (strength 0.01)",
-                      "Adam,初始不平衡:WEISSI 训练后各层范数的 log(最大 / 最小) 高于 L2(强度 0.01)"),
+                      "Adam，初始不平衡：WEISSI 训练后各层范数的 log(最大 / 最小) 高于 L2(强度 0.01)"),
                 0.0, wider, relation=">="),
         sampled(Words("WEISSI generalises better than L2: test accuracies apart, strengths chosen on other points",
-                      "WEISSI 泛化优于 L2:测试准确率之差(强度在另一组点上选)"),
+                      "WEISSI 泛化优于 L2：测试准确率之差（强度在另一组点上选）"),
                 0.0, better, relation=">="),
     ]
 

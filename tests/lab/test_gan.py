@@ -165,7 +165,7 @@ def test_the_full_form_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch:
 def test_colour_images_train_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grey = images()
     monkeypatch.setattr(gan, "read_cifar", lambda data, per_class: Images(grey.pixels.expand(-1, 3, -1, -1), grey.labels, grey.names))
-    found = full(tmp_path, data=tmp_path, tell=lambda line: None, size=Size(**{**vars(TINY), "kind": "cifar"}))
+    found = full(tmp_path, data=tmp_path, tell=lambda line: None, size=Size(**{**vars(TINY), "kind": "cifar", "side": 32}))
     grid = torch.tensor(found.series["grids"]["dcgan"])
     assert grid.shape == (64, 32, 32, 3) and 0 <= int(grid.min()) and int(grid.max()) <= 255
     figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(9, 4))

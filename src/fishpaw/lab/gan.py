@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose1d, interpolate, pad
+from torch.nn.functional import avg_pool2d, conv_transpose1d, interpolate, pad
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fishpaw.errors import ConfigError, DataError
@@ -197,19 +197,21 @@ def _costs() -> tuple[list[Row], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Size:
-    """images to train on; judged: how many made images are compared with as many held ones; seeds and steps of each generator."""
+    """images to train on; judged: how many made images are compared with as many held ones; seeds and steps of each generator; side: pixels
+    that 32 are averaged to, 16 for a quarter of the time."""
 
     kind: Literal["mnist", "cifar"] = "mnist"
-    images: int = 5000
+    images: int = 7500
     judged: int = 2500
-    steps: int = 1500
+    side: int = 16
+    steps: int = 2500
     points: int = 10
     seeds: int = 3
-    width: int = 16
+    width: int = 32
     z: int = 64
     batch: int = 64
-    rate: float = 4e-4
-    critic_rate: float = 4e-4
+    rate: float = 1e-3
+    critic_rate: float = 2e-3
     loss: Loss = "hinge"
     epochs: int = 5
 
@@ -224,13 +226,13 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     """
     images = _images(data, size)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: size.images + size.judged]
-    pixels, labels = _scaled(images.pixels[order]), images.labels[order]                        # [n c 32 32]
+    pixels, labels = _scaled(images.pixels[order], size.side), images.labels[order]             # [n c s s]
     learn, held = pixels[: size.images], pixels[size.images :]
     settings = {**asdict(size), "seed": seed}
     del settings["seeds"]
     first, _ = part(keep, "classifier", settings, lambda: _classifier(learn, labels, held, size, seed, tell))
     tell(f"classifier: accuracy {first['accuracy']:.3f}; real against real {first['real']:.3f}, noise {first['noise']:.1f}")
-    judge = Classifier(channels=pixels.shape[1])
+    judge = Classifier(side=size.side, channels=pixels.shape[1])
     judge.load_state_dict(safetensors.torch.load(base64.b64decode(first["weights"])))
     judge.eval()
     truth = judge.features(held)
@@ -258,17 +260,17 @@ def _images(data: Path | None, size: Size) -> Images:
     return images
 
 
-def _scaled(pixels: Tensor) -> Tensor:
-    """uint8 [n c s s], s up to 32 -> [n c 32 32] in -1 … 1, a black margin around smaller ones."""
+def _scaled(pixels: Tensor, side: int) -> Tensor:
+    """uint8 [n c x x], x up to 32 -> [n c side side] in -1 … 1: a black margin around smaller ones, then means of squares."""
     edge = (32 - pixels.shape[-1]) // 2
-    return pad(pixels, (edge,) * 4).float() / 127.5 - 1
+    return avg_pool2d(pad(pixels, (edge,) * 4).float(), 32 // side) / 127.5 - 1
 
 
 def _classifier(learn: Tensor, labels: Tensor, held: Tensor, size: Size, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Classifier(channels=learn.shape[1])
+        judge = Classifier(side=size.side, channels=learn.shape[1])
     tell("training the classifier whose features are compared")
     classify(judge, learn, labels[: len(learn)], epochs=size.epochs, draw=draw)
     judge.eval()
@@ -288,8 +290,8 @@ def _run(
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        maker = generator(name, channels=learn.shape[1], size=size.z, width=size.width)
-        critic = discriminator(channels=learn.shape[1], width=size.width)
+        maker = generator(name, side=size.side, channels=learn.shape[1], size=size.z, width=size.width)
+        critic = discriminator(side=size.side, channels=learn.shape[1], width=size.width)
     z = torch.randn(size.judged, size.z, generator=draw)               # the same at each look
     steps: list[int] = []
     distances: list[float] = []
@@ -307,7 +309,7 @@ def _run(
           critic_rate=size.critic_rate, draw=draw, tell=lambda line: tell(f"{name}, seed {seed}, {line}"), see=see,
           every=max(size.steps // size.points, 1))  # fmt: skip
     seconds = time.perf_counter() - began - looking
-    grid = ((samples(maker, z[:64]) + 1) * 127.5).round().byte()       # [64 c 32 32]
+    grid = ((samples(maker, z[:64]) + 1) * 127.5).round().byte()       # [64 c s s]
     return {"steps": steps, "distances": distances, "seconds_per_step": seconds / size.steps, "grid": grid.permute(0, 2, 3, 1).tolist()}
 
 

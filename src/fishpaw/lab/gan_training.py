@@ -87,13 +87,13 @@ def samples(generator: nn.Module, z: Tensor, *, batch: int = 256) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """Images [b c 32 32] in -1 … 1 -> logits [b classes]; `features` [b 64] is its last layer but one."""
+    """Images [b c side side] in -1 … 1 -> logits [b classes]; `features` [b 64] is its last layer but one."""
 
-    def __init__(self, *, channels: int = 1, classes: int = 10, width: int = 16) -> None:
+    def __init__(self, *, side: int = 32, channels: int = 1, classes: int = 10, width: int = 16) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * width, 64), nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * width * (side // 8) ** 2, 64), nn.ReLU(),
         )  # fmt: skip
         self.head = nn.Linear(64, classes)
 
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
 
 
 def classify(classifier: Classifier, pixels: Tensor, labels: Tensor, *, epochs: int, draw: torch.Generator, batch: int = 64) -> None:
-    """Train it by Adam at 0.001 on pixels [n c 32 32] with labels [n]."""
+    """Train it by Adam at 0.001 on pixels [n c s s] with labels [n]."""
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(pixels), generator=draw).split(batch):

@@ -227,6 +227,17 @@ def test_what_fails_raises_or_is_not_drawn_is_in_the_report_and_in_the_exit_code
     assert "division by zero" in text and text.count("<img ") == 2
 
 
+def test_a_record_that_is_not_drawn_leaves_the_quick_form_its_figure(fishpaw_, planted):
+    pytest.importorskip("matplotlib")
+    folder = planted(large=RIGHT + FULL)
+    keep_a_record(folder, "large")
+    path = folder / "checkout" / "docs" / "lab" / "large.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "series": {}}), encoding="utf-8")
+    done = fishpaw_("lab", "all")
+    assert done.code == 1 and "large: not drawn (KeyError: 'x')" in done.err
+    assert (folder / "runs" / "lab" / "report.html").read_text(encoding="utf-8").count("<img ") == 1
+
+
 def test_ctrl_c_ends_the_report_and_writes_none(fishpaw_, planted):
     pytest.importorskip("matplotlib")
     folder = planted(a=RIGHT.replace("    return", "    raise KeyboardInterrupt\n    return", 1))
@@ -256,9 +267,19 @@ def test_the_verb_and_its_list_import_neither_torch_nor_matplotlib():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_documents_quote_what_is_printed(fishpaw_, monkeypatch, language):
+    monkeypatch.setenv("COLUMNS", "140")                              # what a pipe gets
+    page = (Path(__file__).parents[2] / "docs" / language / "lab.md").read_text(encoding="utf-8")
+    quoted = re.search(r"^\$ fishpaw (lab squareplus.*) \| head -6\n(.*?)```", page, re.M | re.S)
+    assert quoted and fishpaw_(*quoted[1].split()).out.splitlines()[:6] == quoted[2].splitlines()
+
+
 def test_a_vocabulary_gets_its_dimension_and_nothing_else_is_measured(fishpaw_):
     done = fishpaw_("lab", "embedding_dimension", "--vocab", 10_000)
     assert done.code == 0 and done.out.split() == ["dimension", "77"]
-    for words in (("lab", "squareplus", "--vocab", 9), ("lab", "embedding_dimension", "--vocab", 1), ("lab", "--vocab", 9)):
+    alone = ("lab", "embedding_dimension", "--vocab", 9)
+    for words in (("lab", "squareplus", "--vocab", 9), ("lab", "embedding_dimension", "--vocab", 1), ("lab", "--vocab", 9),
+                  (*alone, "--full"), (*alone, "--out", "x"), (*alone, "--data", "x")):  # fmt: skip
         done = fishpaw_(*words)
         assert done.code == 2 and done.err.count("\n") == 1 and not done.out, done

@@ -83,6 +83,36 @@ def test_each_analysis_keeps_the_contract(path):
         assert type(analysis.size).__dataclass_params__.frozen and type(analysis.size)() == analysis.size
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_documents_example_keeps_the_contract(plant, language):
+    page = (Path(__file__).parents[2] / "docs" / language / "lab.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert not list(faults(example))
+    plant(example=example)
+    assert [row.verdict for row in load("example").measure().rows] == ["holds", "open"]
+
+
+def misprints(source: str) -> Iterator[str]:
+    """Chinese of Words(…) with a half-width mark beside a wide character, or a formula in wide brackets."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Words" and len(node.args) == 2:
+            parts = node.args[1].values if isinstance(node.args[1], ast.JoinedStr) else [node.args[1]]
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "甲" for part in parts)
+            if re.search("[一-鿿）]\\s?[,:;!?]|[,:;?]\\s?[一-鿿（]|（[^一-鿿（）]*）[ ²(]|）（", text):
+                yield f"line {node.lineno}: {text}"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_chinese_has_its_own_marks(path):
+    assert not list(misprints(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("chinese", ["某层:最小", "小网络,反向", "负号; 另", "时（φ−1）²守恒", "位置（i, j） 与", "f'n = {n}:最小'"])
+def test_a_planted_misprint_is_found(chinese):
+    literal = chinese if chinese.startswith("f'") else repr(chinese)
+    assert list(misprints(f"Words('x', {literal})")) and not list(misprints("Words('x', '某层（fp32）：最小，即 |W|(1 - x)²')"))
+
+
 GOOD = (
     '"""What x is measured again: the number of things that there are, from kexue.fm/archives/1, which has it right in all its parts."""\n'
     "def measure(*, seed: int = 0) -> Found:\n    found = count()\n    return Found((Row(Words('a', 'b'), 1.0, found),))\n"

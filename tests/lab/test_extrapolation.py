@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -105,13 +106,19 @@ def test_what_was_read_is_not_read_again_and_what_was_trained_not_trained(data, 
     text, said = prepare(data, 0, SMALL), []
     first = train(tmp_path, text, 0, SMALL, said.append)
     once = read(tmp_path, first, text, "NTK", 16, 0, SMALL)
+    right = extrapolation.judge
     monkeypatch.setattr(extrapolation, "judge", None)
     monkeypatch.setattr(extrapolation, "_loss", None)
     again = train(tmp_path, text, 0, SMALL, said.append)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
     assert read(tmp_path, again, text, "NTK", 16, 0, SMALL) == once
-    with pytest.raises(DataError, match="another size, seed or text"):
-        read(tmp_path, again, text, "NTK", 16, 1, SMALL)
+    monkeypatch.setattr(extrapolation, "judge", lambda *arguments: asked.append(1) or right(*arguments))
+    asked: list[int] = []
+    (tmp_path / "ntk-16.json").write_text('{"settings": {', encoding="utf-8")
+    assert read(tmp_path, again, text, "NTK", 16, 0, SMALL) == once and len(asked) == 1        # a damaged file is made again
+    read(tmp_path, again, text, "NTK", 16, 1, SMALL)
+    read(tmp_path, again, replace(text, unseen=text.unseen.flip(0)), "NTK", 16, 1, SMALL)
+    assert len(asked) == 3                                           # and so is that of another seed or text
 
 
 def test_a_training_that_is_killed_goes_on_to_the_same_weights(data, tmp_path, monkeypatch):

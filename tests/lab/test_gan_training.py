@@ -67,6 +67,29 @@ def test_it_is_looked_at_before_each_so_many_steps_and_at_the_end() -> None:
     assert run("hinge", steps=5)[2] == [0, 2, 4, 5]
 
 
+def test_looking_does_not_change_what_is_learned() -> None:
+    """A look puts the generator to rest, as `samples` does: its BatchNorm reads the batch again at the next step, the first one, too."""
+    modes: list[bool] = []
+
+    def trained(look: bool) -> nn.Module:
+        torch.manual_seed(0)
+        maker, critic = generator("dcgan", side=8, size=3, width=2), discriminator(side=8, width=2)
+
+        def see(step: int) -> None:
+            if look:
+                samples(maker, torch.randn(5, 3, generator=torch.Generator().manual_seed(step)))
+
+        handle = maker.register_forward_hook(lambda module, given, made: modes.append(len(made) == 4 and not module.training))
+        train(maker, critic, torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(1)), size=3, steps=5, batch=4, loss="hinge",
+              rate=0.01, critic_rate=0.01, draw=torch.Generator().manual_seed(2), tell=lambda line: None, see=see, every=2)  # fmt: skip
+        handle.remove()
+        return maker
+
+    seen, alone = trained(True), trained(False)
+    assert not any(modes)
+    assert all(torch.equal(a, b) for a, b in zip(seen.state_dict().values(), alone.state_dict().values(), strict=True))
+
+
 def test_images_all_of_one_grey_are_learned() -> None:
     """A target that is told by one number: the mean of what is made comes to it."""
     torch.manual_seed(0)

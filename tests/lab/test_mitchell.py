@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from fishpaw.lab import mitchell
 from fishpaw.lab.findings import Found, Row
 from fishpaw.lab.mitchell_arithmetic import multiply, straight, throughout
+from fishpaw.lab.table import Language, say
 
 torch.set_num_threads(1)
 
@@ -44,6 +47,14 @@ def test_what_is_mathematical_holds(found: Found) -> None:
     rows = [row for row in found.rows if row.interval is None]
     assert len(rows) == 23 and all(row.verdict == "holds" for row in rows), failing(found.rows)
     assert sum(row.interval is not None for row in found.rows) == 2
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_documents_quote_a_row_as_it_is_worded(found: Found, language: Language) -> None:
+    page = (Path(__file__).parents[2] / "docs" / language / "lab.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```text\n(.*?)```", page, re.S) if "≥ -1 " in block)
+    words = [re.split(r"  +", line)[0] for line in block.splitlines()[1:]]
+    assert ("" if language == "zh" else " ").join(words) in [say(row.claim, language) for row in found.rows]
 
 
 def test_measuring_again_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-from fishpaw.errors import DataError
 from fishpaw.lab import performer
 from fishpaw.lab.performer import Size, full, measure, radii, strata
 
@@ -148,8 +147,9 @@ def test_the_table_is_made_cell_by_cell_and_goes_on_after_a_kill(tmp_path, monke
     resumed = full(tmp_path / "two", tell=said.append, size=SMALL)
     assert resumed == whole and len(calls) == 9                      # three cells, the killed one, five left
     assert full(tmp_path / "two", tell=said.append, size=SMALL) == whole and len(calls) == 9
-    with pytest.raises(DataError, match="another size or seed"):
-        full(tmp_path / "two", seed=1, tell=said.append, size=SMALL)
+    (tmp_path / "two" / "positive-2-16.json").write_text("{", encoding="utf-8")
+    assert full(tmp_path / "two", tell=said.append, size=SMALL) == whole and len(calls) == 10          # a damaged cell is made again
+    assert full(tmp_path / "two", seed=1, tell=said.append, size=SMALL) != whole and len(calls) == 18  # and those of another seed
     assert len(whole.rows) == 5                                      # one step, two too long, pairs at two norms
 
 

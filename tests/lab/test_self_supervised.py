@@ -166,6 +166,18 @@ def test_each_variant_trains_and_gives_the_same_twice(variant) -> None:
     assert first == once() and all(len(one) == 2 for one in first) and len(lines) == 4 and variant in lines[0]
 
 
+def test_byol_whose_target_follows_at_once_trains_as_simsiam() -> None:
+    """Also a network that rests when training begins, as one whose features were just judged: the target's BatchNorm reads the batch."""
+    def losses(variant) -> tuple[float, ...]:
+        torch.manual_seed(0)
+        network = Network(width=2, size=13, bottleneck=5).eval()
+        pixels = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        return train(network, pixels, variant, epochs=2, batch=16, rate=0.1, decay=1e-4, momentum=0.0, views=2,
+                     generator=torch.Generator().manual_seed(2), tell=lambda line: None).losses  # fmt: skip
+
+    assert losses("byol") == pytest.approx(losses("simsiam"), abs=1e-5)            # fp32; the target is computed apart
+
+
 def test_training_brings_views_together_and_without_stop_gradient_plain_heads_collapse() -> None:
     """Sixty steps on 32 noise images: the loss falls; and, planted, the spread of z goes where nothing holds it."""
     def spread(variant, heads) -> tuple[float, float, float]:

@@ -55,6 +55,8 @@ def lab(
 
         if name != "embedding_dimension":
             raise ConfigError("--vocab is of embedding_dimension alone.", fix="Write fishpaw lab embedding_dimension --vocab N.")
+        if beside := [option for option, given in (("--full", full), ("--data", data), ("--out", out)) if given not in (None, False)]:
+            raise ConfigError(f"{beside[0]} is given with --vocab, which only says a number.", fix="Leave one of them out.")
         write_figures({"dimension": dimension(vocab)}, as_json)
         return
     if data is not None and not full:
@@ -155,14 +157,14 @@ def _measured(entry: Entry, recorded: Record | None, seed: int) -> Section:
     from fishpaw.lab import catalogue, drawing, running
     from fishpaw.lab.report import Section
 
-    record = None
+    record = figure = other = None
     try:
         analysis = catalogue.load(entry.name)
         record = running.at_once(entry.name, seed=seed)
         figure = drawing.svg(drawing.drawn(analysis.draw, record.series))
         other = None if recorded is None else drawing.svg(drawing.drawn(analysis.draw, recorded.series))
     except _BREAKS as error:
-        return Section(entry, record, f"{type(error).__name__}: {error}", recorded=recorded)
+        return Section(entry, record, f"{type(error).__name__}: {error}", figure, recorded)
     return Section(entry, record, None, figure, recorded, other)
 
 

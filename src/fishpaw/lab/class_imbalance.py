@@ -184,7 +184,7 @@ def _border_rows(seed: int) -> list[Row]:
     adjusted, shifted, moved, differences, recalls, off, gained, lacking = (list(column) for column in zip(*columns, strict=True))
     balanced = Words("balanced accuracy gained on cross entropy: Φ(1) less that at its border", "平衡准确率比交叉熵高：Φ(1) 减其边界处的值")
     return [
-        sampled(Words("logit adjustment, a class of 10 %: the border is the balanced one, 0", "logit adjustment，稀有类 10 %:边界为 0"),
+        sampled(Words("logit adjustment, a class of 10 %: the border is the balanced one, 0", "logit adjustment，稀有类 10 %：边界为 0"),
                 0.0, adjusted, within=0.02),
         sampled(Words("cross entropy: the border is ln(frequent / rare) / slope", "交叉熵：边界在 ln(多/少) / 斜率"), theory, shifted,
                 within=0.02),

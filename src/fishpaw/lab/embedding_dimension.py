@@ -183,7 +183,7 @@ def draw(figure: Figure, series: Mapping[str, Any]) -> None:
 def _table_rows() -> list[Row]:
     rows = [Row(Words(f"h_{n}", f"h_{n}"), claimed, excess(n), within=5e-6 if n == 32 else 5e-4 if n == 512 else 5e-5)
             for n, claimed in _TABLE.items()]  # fmt: skip
-    signed = Words("h_512 / 512, printed as 0.24 without its sign", "h_512 / 512(文章写 0.24，漏了负号)")
+    signed = Words("h_512 / 512, printed as 0.24 without its sign", "h_512 / 512（文章写 0.24，漏了负号）")
     return [*rows, Row(signed, -0.24, excess(512) / 512, within=1e-3)]
 
 
@@ -197,11 +197,11 @@ def _limit_rows() -> list[Row]:
 
 
 def _root_rows() -> list[Row]:
-    rows = [Row(Words(f"N = {n}: the n of entropy 0", f"N = {n}:熵为 0 的 n"), claimed, root(n), within=5e-3)
+    rows = [Row(Words(f"N = {n}: the n of entropy 0", f"N = {n}：熵为 0 的 n"), claimed, root(n), within=5e-3)
             for n, claimed in _ROOTS.items()]  # fmt: skip
     for n, claimed, whole in ((100_000, 95.90, 96), (5_000_000, 128.49, 128)):
-        rows.append(Row(Words(f"N = {n}: 8.33 ln N", f"N = {n}:8.33 ln N"), claimed, 8.33 * math.log(n), within=6e-3))
-        rows.append(Row(Words(f"N = {n}: dimensions to take", f"N = {n}:应取的维数"), whole, dimension(n)))
+        rows.append(Row(Words(f"N = {n}: 8.33 ln N", f"N = {n}：8.33 ln N"), claimed, 8.33 * math.log(n), within=6e-3))
+        rows.append(Row(Words(f"N = {n}: dimensions to take", f"N = {n}：应取的维数"), whole, dimension(n)))
     return rows
 
 
@@ -216,7 +216,7 @@ def _form_rows() -> list[Row]:
 
 
 def _draw_rows(draws: Mapping[int, Sequence[float]]) -> list[Row]:
-    rows = [sampled(Words(f"entropy of {_WORDS} random vectors, n = {n}: as the formula", f"{_WORDS} 个随机向量的熵，n = {n}:与公式相同"),
+    rows = [sampled(Words(f"entropy of {_WORDS} random vectors, n = {n}: as the formula", f"{_WORDS} 个随机向量的熵，n = {n}：与公式相同"),
                     2 * math.log(_WORDS) + excess(n), draws[n], within=0.1) for n in _SAMPLED]  # fmt: skip
     beyond = [value - 2 * math.log(_WORDS) - excess(64) for value in draws[64]]
     claim = Words("n = 64, where the formula is below 0: samples are above it by", "n = 64，公式已为负：样本的熵高出公式")
@@ -232,7 +232,7 @@ def _with_losses(quick: Found, dimensions: Sequence[int], losses: Sequence[Seque
         gains.append(unigram - best)
     first, v = dimensions[0], about["vocabulary"]
     share = Words(f"skip-gram, {v} characters: share of the gain over n = {first} that the rule's n = {rule} has, at least 0.95",
-                  f"skip-gram,{v} 个字：规则的 n = {rule} 已得 n = {first} 以上增益的多少，至少 0.95")  # fmt: skip
+                  f"skip-gram，{v} 个字：规则的 n = {rule} 已得 n = {first} 以上增益的多少，至少 0.95")  # fmt: skip
     gain = Words("nats that the best size is below character frequencies", "最好的维数比字频模型低多少 nat")
     rows = (sampled(share, 0.95, shares, relation=">="), sampled(gain, 0.0, gains, relation=">="))
     more = {"dimensions": list(dimensions), "losses": [list(values) for values in losses], "rule": rule, "unigram": about["unigram"]}

@@ -21,7 +21,7 @@ from fishpaw.config import ModelConfig
 from fishpaw.contracts import Batch
 from fishpaw.data.records import read_jsonl
 from fishpaw.errors import DataError
-from fishpaw.files import write_atomic
+from fishpaw.lab.parts import part
 from fishpaw.losses.generation import masked_cross_entropy
 from fishpaw.model.transformer import Transformer
 from fishpaw.switch import Spec
@@ -145,19 +145,14 @@ def train(keep: Path, text: Text, seed: int, size: Size, tell: Callable[[str], N
 
 def read(keep: Path, model: Transformer, text: Text, variant: str, length: int, seed: int, size: Size) -> Reading:
     """Loss and accuracy of the last characters of each unseen text with `length` characters before the last of them, by a position; a file
-    in `keep` that is there is read. DataError for a file of another size, seed or text."""
-    path = keep / f"{variant.replace(' ', '_')}-{length}.json"
-    of = json.loads(json.dumps({"seed": seed, "size": asdict(size), "text": text.digest}))
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept.get("of") != of:
-            raise DataError(f"{path}: of another size, seed or text.", fix="Choose another folder, or remove it.")
-        found: Reading = kept["found"]
-        return found
-    reader = Transformer(_config(variant, length, text.tokens, size))
-    reader.load_state_dict(model.state_dict())
-    found = judge(reader.eval(), text.unseen[:, -length - 1 :].long(), size.judged)
-    write_atomic(path, json.dumps({"of": of, "found": found}))
+    in `keep` of the same size, seed and text is read."""
+
+    def asked() -> dict[str, list[float]]:
+        reader = Transformer(_config(variant, length, text.tokens, size))
+        reader.load_state_dict(model.state_dict())
+        return judge(reader.eval(), text.unseen[:, -length - 1 :].long(), size.judged)
+
+    found: Reading = part(keep, f"{variant} {length}", {"seed": seed, "size": asdict(size), "text": text.digest}, asked)[0]
     return found
 
 
@@ -166,9 +161,9 @@ def judge(model: nn.Module, ids: Tensor, judged: int, rows: int = 4) -> dict[str
     """ids [texts t+1]: of each text the mean loss (nats) and accuracy of its last `judged` characters, each from all that stands before."""
     losses: list[float] = []
     right: list[float] = []
-    for part in ids.split(rows):                                     # scores of all pairs are made, so few at a time
-        before, targets = part[:, :-1], part[:, -judged:]
-        asked = torch.arange(len(part) * before.shape[1]).view(before.shape)[:, -judged:]
+    for some in ids.split(rows):                                     # scores of all pairs are made, so few at a time
+        before, targets = some[:, :-1], some[:, -judged:]
+        asked = torch.arange(len(some) * before.shape[1]).view(before.shape)[:, -judged:]
         logits = model(before, logits_at=asked.flatten()).logits.float().view(*targets.shape, -1)         # [r judged v]
         chosen = logits.log_softmax(-1).gather(2, targets[..., None])[..., 0]
         losses += (-chosen.mean(1)).tolist()

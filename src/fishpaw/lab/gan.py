@@ -144,7 +144,7 @@ def _penalty() -> list[Row]:
 
     return [
         Row(Words("Gradient penalty of a linear critic w x + c: (|w| - 1)^2",
-                  "线性判别器 w·x+c 的梯度惩罚：（|w|−1）²"), (float(weight.norm()) - 1) ** 2,
+                  "线性判别器 w·x+c 的梯度惩罚：(|w|−1)²"), (float(weight.norm()) - 1) ** 2,
             penalty(weight), within=1e-9),
         Row(Words("… 0 where |w| = 1", "…|w|=1 时为 0"), 0.0, penalty(weight / weight.norm()), within=1e-12),
     ]  # fmt: skip

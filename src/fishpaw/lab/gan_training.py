@@ -45,16 +45,16 @@ def train(
 ) -> None:
     """One step of the critic, one of the generator, `steps` times, on pixels [n c s s] in -1 … 1; Adam, betas 0.5 and 0.999.
 
-    size: of z. rate: the generator's; narrow networks want more than the 2e-4 of wide ones. see(step)
-    is called before the first step and after each `every` steps: to measure. Images come in a new order each epoch.
+    size: of z. rate: the generator's; narrow networks want more than the 2e-4 of wide ones. see(step) is called before the first step,
+    after each `every` steps and after the last: to measure. Images come in a new order each epoch.
     """
     makes, judges = (torch.optim.Adam(one.parameters(), lr=speed, betas=(0.5, 0.999)) for one, speed in
                      ((generator, rate), (critic, critic_rate)))  # fmt: skip
-    generator.train()
     critic.train()
     order = torch.randperm(len(pixels), generator=draw)
     see(0)
     for step in range(1, steps + 1):
+        generator.train()                                              # `see` may have put it to rest, as `samples` does
         if len(order) < batch:
             order = torch.randperm(len(pixels), generator=draw)
         real, order = pixels[order[:batch]], order[batch:]
@@ -76,7 +76,6 @@ def train(
         if step % every == 0 or step == steps:
             tell(f"step {step} of {steps}: critic {float(wrong.detach()):.3f}, generator {float(fooled.detach()):.3f}")
             see(step)
-            generator.train()
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def measure(*, seed: int = 0) -> Found:
     for name, en, zh in (("straight", "true products backwards", "反向用真乘法"), ("throughout", "backwards, too", "反向也用近似")):
         gained = [100 * (one[name] - one["true"]) for one in learnt]
         rows.append(sampled(Words(f"a small network, {en}: points of accuracy more than with true products, at least -1",
-                                  f"小网络，{zh}:准确率比真乘法高多少点，至少 -1"), -1.0, gained, relation=">="))  # fmt: skip
+                                  f"小网络，{zh}：准确率比真乘法高多少点，至少 -1"), -1.0, gained, relation=">="))  # fmt: skip
     return Found(tuple(rows), {**_curves(generator), "accuracy": {name: [one[name] for one in learnt] for name in learnt[0]}})
 
 
@@ -118,9 +118,9 @@ def _printed_rows(generator: torch.Generator) -> list[Row]:
     inexact = _different(multiply(normal, powers), normal * powers) + _different(divide(normal, powers), normal / powers)
     half = torch.tensor(1.5)
     return [
-        Row(Words("12.3 × 4.56 in fp32 (56.088 truly)", "fp32 的 12.3 × 4.56(真值 56.088)"), 53.68, _at(multiply, factors), within=5e-6),
+        Row(Words("12.3 × 4.56 in fp32 (56.088 truly)", "fp32 的 12.3 × 4.56（真值 56.088）"), 53.68, _at(multiply, factors), within=5e-6),
         Row(Words("the same with mantissas cut to 9 bits", "同上，尾数截断为 9 位"), 53.625, _at(multiply, cut)),
-        Row(Words("1.5 × 1.5, exactly", "1.5 × 1.5(精确)"), 2.0, float(multiply(half, half))),
+        Row(Words("1.5 × 1.5, exactly", "1.5 × 1.5（精确）"), 2.0, float(multiply(half, half))),
         Row(Words("products and quotients with a power of two that aren't exact", "与 2 的幂相乘除而不精确的个数"), 0.0,
             float(inexact)),
     ]  # fmt: skip
@@ -177,7 +177,7 @@ def _balance_rows(generator: torch.Generator) -> list[Row]:
         Row(Words("times 18/17: the greatest error upwards", "乘以 18/17：最大正误差"), 1 / 17, float(error.max()), within=1e-4),
         Row(Words("times 18/17: the greatest error downwards", "乘以 18/17：最大负误差"), -1 / 17, float(error.min()), within=1e-4),
         Row(Words("a constant k added to the sum of bits does it less well: the best greatest error, (1 - k)(3 - k)² = 8",
-                  "改为在比特和上加常数 k 则较差：最好的最大误差，（1 - k）(3 - k)² = 8"), 0.068858, min(worst), within=5e-4),
+                  "改为在比特和上加常数 k 则较差：最好的最大误差，(1 - k)(3 - k)² = 8"), 0.068858, min(worst), within=5e-4),
     ]  # fmt: skip
 
 

@@ -7,7 +7,6 @@ code subtracts the largest exponent of all keys and adds an eps: in a causal mod
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,9 +21,8 @@ from fishpaw.attention.performer import Performer, build, draw_directions
 from fishpaw.attention.recurrence import PLAIN, dense, divide
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Grid, Position, Rows, View
-from fishpaw.errors import DataError
-from fishpaw.files import write_atomic
 from fishpaw.lab.findings import Found, Row, Words, interval, sampled
+from fishpaw.lab.parts import part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +80,7 @@ def measure(*, seed: int = 0) -> Found:
 
 def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[[str], None], size: Size = Size()) -> Found:
     """The table of errors: norms x features, of m vectors and of m/2 opposite pairs, with intervals over draws. A cell is a file in `keep`,
-    and one that is there is read. No data is needed. DataError for a file that isn't a cell of this size and seed."""
+    and one that is there is read. No data is needed."""
     cells: dict[tuple[str, float, int], list[tuple[float, float]]] = {}
     for kind in ("positive", "hyperbolic"):
         for norm in size.norms:
@@ -97,14 +95,14 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
 
 def draw(figure: Figure, series: Mapping[str, Any]) -> None:
     """Variances beside theory, errors by features and norm, the bias of fixed radii: as many of these as `series` holds."""
-    parts = [part for part in ("variances", "errors", "pairs", "radii") if part in series]
-    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
-        if part == "variances":
-            _draw_variances(axes, series[part])
-        elif part == "radii":
-            _draw_radii(axes, series[part])
+    panels = [panel for panel in ("variances", "errors", "pairs", "radii") if panel in series]
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        if panel == "variances":
+            _draw_variances(axes, series[panel])
+        elif panel == "radii":
+            _draw_radii(axes, series[panel])
         else:
-            _draw_errors(axes, series[part], "Error" if part == "errors" else "Error of pairs")
+            _draw_errors(axes, series[panel], "Error" if panel == "errors" else "Error of pairs")
 
 
 # The estimate of e^(q·k)
@@ -339,17 +337,11 @@ def _curve(norm: float, cells: Mapping[int, list[tuple[float, float]]]) -> dict[
 
 
 def _cell(keep: Path, kind: str, norm: float, features: int, seed: int, size: Size) -> list[tuple[float, float]]:
-    path = keep / f"{kind}-{norm:g}-{features}.json"
-    of = {"seed": seed, "draws": size.draws, "texts": size.texts, "tokens": size.tokens}
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept.get("of") != of:
-            raise DataError(f"{path}: of another size or seed.", fix="Choose another folder, or remove it.")
-        return [(share, relative) for share, relative in kept["errors"]]
+    of: dict[str, int] = {"seed": seed, "draws": size.draws, "texts": size.texts, "tokens": size.tokens}
     vectors = features // 2 if kind == "hyperbolic" else features
-    errors = output_errors(norm, vectors, kind=kind, seed=seed, draws=size.draws, texts=size.texts, tokens=size.tokens)
-    write_atomic(path, json.dumps({"of": of, "errors": errors}))
-    return errors
+    found, _ = part(keep, f"{kind} {norm:g} {features}", {**of, "norm": norm, "vectors": vectors},
+                    lambda: {"errors": output_errors(norm, vectors, kind=kind, **of)})  # fmt: skip
+    return [(share, relative) for share, relative in found["errors"]]
 
 
 def _table(cells: Mapping[tuple[str, float, int], list[tuple[float, float]]], size: Size) -> list[Row]:
@@ -397,12 +389,12 @@ def _normal(rows: int, columns: int, *, seed: int) -> Tensor:
 
 
 def _draw_variances(axes: Any, bars: list[dict[str, Any]]) -> None:
-    for index, part in enumerate(bars):
+    for index, group in enumerate(bars):
         where = [place + 0.38 * index - 0.19 for place in range(4)]
-        errors = [[mean - low for mean, low in zip(part["measured"], part["low"], strict=True)],
-                  [high - mean for mean, high in zip(part["measured"], part["high"], strict=True)]]  # fmt: skip
-        axes.bar(where, part["measured"], 0.34, yerr=errors, capsize=2, label=f"|q| = |k| = {part['norm']:g}")
-        for place, claimed in zip(where, part["claimed"], strict=True):
+        errors = [[mean - low for mean, low in zip(group["measured"], group["low"], strict=True)],
+                  [high - mean for mean, high in zip(group["measured"], group["high"], strict=True)]]  # fmt: skip
+        axes.bar(where, group["measured"], 0.34, yerr=errors, capsize=2, label=f"|q| = |k| = {group['norm']:g}")
+        for place, claimed in zip(where, group["claimed"], strict=True):
             axes.plot([place - 0.19, place + 0.19], [claimed] * 2, "k--", linewidth=1, label="_")
     axes.set_xticks(range(4), ["iid", "orth.", "pairs", "both"])
     axes.set_yscale("log")

@@ -135,7 +135,7 @@ def _laws(seed: int) -> list[Row]:
         Row(Words("the rows are p_j + alpha / (1 - alpha) (p_i - p_0) (fp32)", "各行等于 p_j + alpha / (1 - alpha) (p_i - p_0)（fp32）"),
             0.0, largest(rows - closed_form(table, ALPHA)), within=5e-6),
         Row(Words("alpha 0.4: place (i, j) is never its mirror (j, i): smallest distance",
-                  "alpha 为 0.4 时位置（i, j） 与（j, i） 总不相同：最小距离"),
+                  "alpha 为 0.4 时位置 (i, j) 与 (j, i) 总不相同：最小距离"),
             1e-2, float((rows - rows[mirror]).norm(dim=1)[other].min()), ">="),
         Row(Words("alpha 0.5: it always is: largest difference", "alpha 为 0.5 时总相同：最大差"),
             0.0, largest(even - even[mirror]), within=5e-6),

@@ -103,7 +103,7 @@ def _formula_rows(draws: torch.Generator) -> list[Row]:
     rows = []
     for name, step, terms in pairs:
         error = float(((step(state + near) - step(state - near)) / (2 * near) - terms.sum(0)).abs().max())
-        rows.append(Row(Words(f"{name}: the formula against central differences", f"{name}:公式与中心差分之差"), 0.0, error, within=1e-7))
+        rows.append(Row(Words(f"{name}: the formula against central differences", f"{name}：公式与中心差分之差"), 0.0, error, within=1e-7))
     return rows
 
 
@@ -195,7 +195,7 @@ def _rest_rows(seed: int) -> list[Row]:
         rests = [_rests(seed + run, scale) for run in range(SEEDS)]
         for name, words in (("LSTM", ("LSTM's", "LSTM 的")), ("proposed", ("the proposed cell's", "文中新单元的"))):
             claim = Words(f"scalar cells, U of deviation {scale:g}: GRU's other terms, mean |Jacobian - gate|, are greater than {words[0]}",
-                          f"标量单元，U 标准差 {scale:g}:GRU 其余各项的 |雅可比 - 门| 均值大于{words[1]}")  # fmt: skip
+                          f"标量单元，U 标准差 {scale:g}：GRU 其余各项的 |雅可比 - 门| 均值大于{words[1]}")  # fmt: skip
             rows.append(sampled(claim, 0.0, [one["GRU"] - one[name] for one in rests], relation=">="))
     return rows
 
@@ -241,7 +241,7 @@ def _alone_rows(draws: torch.Generator) -> list[Row]:
     wrong, right = float((alone - measured).abs().mean()) / size, float((whole[:, 0, 0] - measured).abs().max()) / size
     return [
         Row(Words("LSTM: the product of the Jacobians of (c, h) is dc_T/dc_0, T = 5 (relative)",
-                  "LSTM:(c, h) 的雅可比之积等于 dc_T/dc_0,T = 5(相对)"),
+                  "LSTM：(c, h) 的雅可比之积等于 dc_T/dc_0，T = 5（相对）"),
             0.0, right, within=1e-7),
         Row(Words("LSTM: the product of dc_t/dc_(t-1) alone is not (mean error / mean size)",
                   "LSTM：仅 dc_t/dc_(t-1) 之积则不等（平均误差 / 平均大小）"),

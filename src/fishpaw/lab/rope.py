@@ -259,7 +259,7 @@ def _windows(seed: int) -> list[Row]:
         Row(Words("ReRoPE with a window as long as the text is RoPE to the bit", "窗口不短于文本的 ReRoPE 逐比特等于 RoPE"),
             0.0, float((scores[23] - rotary).abs().max())),
         Row(Words("ReRoPE with a window of 5 is RoPE at min(distance, 5), pair by pair",
-                  "窗口为 5 的 ReRoPE 逐对等于距离取 min(距离，5) 的 RoPE"), 1e-9, float((scores[5] - clipped).abs().max()), "<="),
+                  "窗口为 5 的 ReRoPE 逐对等于距离截到 5 为止的 RoPE"), 1e-9, float((scores[5] - clipped).abs().max()), "<="),
         Row(Words("and no longer RoPE", "并且不再等于 RoPE"), 1e-2, float((scores[5] - plain).abs().max()), ">="),
     ]  # fmt: skip
 

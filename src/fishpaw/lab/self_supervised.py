@@ -171,11 +171,11 @@ def train(
 
     momentum: BYOL's of the target. views: how many are averaged in the variant of that name. A short last batch is dropped.
     """
-    target = copy.deepcopy(network) if variant == "byol" else None
+    network.train()
+    target = copy.deepcopy(network) if variant == "byol" else None     # in training, too: its BatchNorm reads the batch, as SimSiam's does
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
     steps, step = epochs * (len(pixels) // batch), 0
     course: list[tuple[float, float, float]] = []
-    network.train()
     for epoch in range(epochs):
         losses, seen = [], []
         order = torch.randperm(len(pixels), generator=generator)

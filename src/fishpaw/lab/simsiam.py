@@ -64,14 +64,14 @@ def _toy() -> tuple[list[Row], dict[str, Any]]:
         Row(Words("Gradient descent at rate 0.1 ends at theta 0.80797", "学习率 0.1 的梯度下降：θ→0.80797"), 0.80797, float(descent),
             within=1e-5),
         Row(Words("Without it (phi - 1)^2 - theta^2 stays at 0.15: largest change",
-                  "没有 stop-gradient 时（φ−1）²−θ² 守恒（0.15）：最大变化"),
+                  "没有 stop-gradient 时 (φ−1)²−θ² 守恒（0.15）：最大变化"),
             0.0, float(np.abs((free_phi - 1) ** 2 - free_theta**2 - freed).max()), within=1e-6),
         Row(Words("… theta ends at 0: collapse", "…θ→0：坍缩"), 0.0, float(free_theta[-1]), within=1e-6),
         Row(Words("… phi at 1 - sqrt(0.15)", "…φ→1−√0.15"), 1 - math.sqrt(0.15), float(free_phi[-1]), within=1e-6),
         Row(Words("With the second term alone phi + theta^2 / 2 = 0.605 stays, and phi ends there", "只留第二项：φ+θ²/2 守恒，φ→0.605"),
             0.605, float(last_phi[-1]), within=1e-6),
         Row(Words("Not in the article: from (1.2, 0.4) phi^2 - theta^2 > 1, and theta ends at 0 in spite of stop-gradient",
-                  "文中未提：从（1.2, 0.4） 出发 φ²−θ²>1，即使有 stop-gradient 也有 θ→0"), 0.0, float(far[-1, 1]), within=1e-6),
+                  "文中未提：从 (1.2, 0.4) 出发 φ²−θ²>1，即使有 stop-gradient 也有 θ→0"), 0.0, float(far[-1, 1]), within=1e-6),
     ]  # fmt: skip
     return rows, {"plane": {name: path[_places(len(path), 150)].tolist() for name, path in paths.items()}}
 

@@ -86,8 +86,8 @@ def _table_rows() -> list[Row]:
         at = lowest(order)
         found = float(polynomial(torch.tensor(at, dtype=torch.float64), order))
         rows += [
-            Row(Words(f"n = {order}: the minimum lies at", f"n = {order}:最小值点"), place, at, within=_half(place)),
-            Row(Words(f"n = {order}: and is", f"n = {order}:最小值"), value, found, within=_half(value)),
+            Row(Words(f"n = {order}: the minimum lies at", f"n = {order}：最小值点"), place, at, within=_half(place)),
+            Row(Words(f"n = {order}: and is", f"n = {order}：最小值"), value, found, within=_half(value)),
         ]
     return rows
 
@@ -104,9 +104,9 @@ def _identity_rows() -> list[Row]:
             found = float(polynomial(torch.tensor(x, dtype=torch.float64), order)) * math.exp(-x)
             by_parts = max(by_parts, abs(found - (1 - integral)) / max(1, abs(integral)))
     return [
-        Row(Words("at its minimum f_n is x^n / n! (relative error, n to 20)", "在最小值点 f_n 等于 x^n / n!(相对误差，n 至 20)"),
+        Row(Words("at its minimum f_n is x^n / n! (relative error, n to 20)", "在最小值点 f_n 等于 x^n / n!（相对误差，n 至 20）"),
             0.0, at_minimum, within=1e-11),
-        Row(Words("f_n(x) e^-x = 1 - ∫ e^-t t^n / n! from 0 to x (relative error)", "f_n(x) e^-x = 1 - ∫₀ˣ e^-t t^n / n! dt(相对误差)"),
+        Row(Words("f_n(x) e^-x = 1 - ∫ e^-t t^n / n! from 0 to x (relative error)", "f_n(x) e^-x = 1 - ∫₀ˣ e^-t t^n / n! dt（相对误差）"),
             0.0, by_parts, within=1e-12),
     ]
 
@@ -147,7 +147,7 @@ def _softmax_rows(draws: torch.Generator) -> list[Row]:
                   "log p_i 的梯度为 f_(n-1)/f_n (x_j) (1[i = j] - p_j)"),
             0.0, _gradient(draws), within=1e-12),
         Row(Words("not shift invariant: scores 0 1 2 plus 1, n = 2, greatest change of a share",
-                  "不具平移不变性：分数 0 1 2 各加 1,n = 2，份额的最大变化"),
+                  "不具平移不变性：分数 0 1 2 各加 1，n = 2，份额的最大变化"),
             0.02, moved, ">="),
         Row(Words("the softmax is: the same change", "softmax 具有：同样的变化"), 0.0, still, within=1e-15),
         Row(Words("tails are polynomial: slope of log share against log gap, n = 2", "尾部是多项式：n = 2 时 log 份额对 log 差的斜率"),
@@ -157,7 +157,7 @@ def _softmax_rows(draws: torch.Generator) -> list[Row]:
             26.0, float(worst[0] / worst[1]), within=1e-12),
         Row(Words("with a flat tail no better score has less (least step of the share)", "截平尾部后分数越高份额不减（份额的最小增量）"),
             0.0, flat, ">="),
-        Row(Words("φ(q)·φ(k) = 1 + s + s²/2, s = q·k/√d (relative error)", "φ(q)·φ(k) = 1 + s + s²/2,s = q·k/√d(相对误差)"),
+        Row(Words("φ(q)·φ(k) = 1 + s + s²/2, s = q·k/√d (relative error)", "φ(q)·φ(k) = 1 + s + s²/2，s = q·k/√d（相对误差）"),
             0.0, _features(draws), within=1e-14),
     ]
 
@@ -206,7 +206,7 @@ def _curves() -> dict[str, Any]:
 
 def _half(printed: float) -> float:
     """Half a unit of the sixth digit, the article's last."""
-    return 0.5000001 * 10.0 ** (math.floor(math.log10(abs(printed))) - 5)
+    return 0.5 * 10.0 ** (math.floor(math.log10(abs(printed))) - 5)
 
 
 def _logs(function: Callable[[float], float], low: float, high: float) -> float:

@@ -235,7 +235,7 @@ def _training_rows(seed: int) -> list[Row]:
     wider = [b - a for a, b in zip(pulled, left, strict=True)]
     return [
         sampled(Words("Adam, unbalanced start: log(greatest / least norm of layers) with WEISSI above that with L2 (strength 0.01)",
-                      "Adam，初始不平衡：WEISSI 训练后各层范数的 log(最大 / 最小) 高于 L2(强度 0.01)"),
+                      "Adam，初始不平衡：WEISSI 训练后各层范数的 log(最大 / 最小) 高于 L2（强度 0.01）"),
                 0.0, wider, relation=">="),
         sampled(Words("WEISSI generalises better than L2: test accuracies apart, strengths chosen on other points",
                       "WEISSI 泛化优于 L2：测试准确率之差（强度在另一组点上选）"),

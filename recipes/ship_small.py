@@ -48,10 +48,9 @@ def row(*cells):
 
 ends = {part: records(part, "evaluate") for part in ("run", "second")}
 begun = {part: records(part, "start")[0] for part in ends}
-batches = {part: begun[part]["options"]["token_budget"] for part in ends}
 short = [f"stage {at} was stopped at step {ends[part][-1]['step']:,} of {begun[part]['steps']:,}" for at, part in enumerate(ends, 1)
          if ends[part][-1]["step"] < begun[part]["steps"]]
-read = sum(ends[part][-1]["step"] * batches[part] for part in ends)
+read = sum(ends[part][-1]["epoch"] * begun[part]["tokens"] for part in ends)
 hours = sum(ends[part][-1]["seconds"] for part in ends) / 3600
 curve = [row("stage", "step", "loss", "masked accuracy", "next-character accuracy", "contrastive accuracy"), row(*["---"] * 6)]
 for part, name in (("run", 1), ("second", 2)):
@@ -80,7 +79,7 @@ A RoFormer of {config.layers} layers, {config.hidden_size} wide, {size / 1e6:.1f
 
 ## Data
 
-{held / 1e6:.1f} million characters of open texts, {read / 1e6:.0f} million read in all; made by `recipes/open_corpus.py`,
+{held / 1e6:.1f} million characters of open texts, {read / 1e6:.1f} million read in all; made by `recipes/open_corpus.py`,
 trained by `recipes/fishpaw_small.py`. A fiftieth of the documents was kept apart.
 
 {SOURCES}
@@ -103,4 +102,4 @@ Spearman's correlation or area under the curve; probe, tune: accuracy on reviews
 """
 (arguments.out / "README.md").write_text(card, encoding="utf-8")
 size = sum(path.stat().st_size for path in arguments.out.iterdir())
-print(f"{arguments.out}: {size / 1e6:.1f} MB, {read / 1e6:.1f} million tokens read in {hours:.2f} h")
+print(f"{arguments.out}: {size / 1e6:.1f} MB, {read / 1e6:.1f} million characters read in {hours:.2f} h")

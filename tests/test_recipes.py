@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -10,6 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from fishpaw.data.shards import Shards
+from fishpaw.text.vocab import Vocab
+from fishpaw.text.wordpiece import WordPiece
+from fishpaw.weights.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -116,6 +122,76 @@ def test_a_small_model_is_made_of_its_corpus_and_told_what_it_can_do(tmp_path):
     found = json.loads((tmp_path / "report" / "result.json").read_text(encoding="utf-8"))
     assert set(found) == {"fill", "write", "probe", "tune"} and "holds no similarity" in told
     assert set(found["fill"]["reviews"]) == {"model", "untrained", "bigrams", "characters"}
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "ship_small.py"), "--run", str(tmp_path / "smoke"), "--report",
+               str(tmp_path / "report"), "--corpus", str(corpus), "--out", str(tmp_path / "shipped")]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "shipped" / "README.md").read_text(encoding="utf-8")
+    accuracy = json.loads((tmp_path / "smoke" / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-2])["masked_accuracy"]
+    assert f" {accuracy:.4g} |" in card and f"| {found['probe']['model']['accuracy']:.4g} |" in card
+    assert load(tmp_path / "shipped")[0].mask.clock == "full"
+
+
+def test_what_the_corpus_keeps_apart_is_in_no_other_part(tmp_path):
+    """Every set made up, in each document a number of its own. CMRC's articles have titles, too, by which its documents aren't drawn."""
+    number = iter(range(10**6))
+
+    def told():
+        own = "".join("零一二三四五六七八九"[int(digit)] for digit in f"{next(number):05}")
+        return f"编号是{own}的文章，说的是天气。第{own}篇的第二句，说的是公园。"
+
+    def put(name, *values):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+        text = ("\n".join(lines) + "\n").encode("utf-8")
+        path.write_bytes(gzip.compress(text) if name.endswith("z") else text)
+
+    def articles(count):
+        made = []
+        for at in range(count):
+            text = told()
+            asked = {"question": f"{text[:9]}说的是什么？", "answers": [{"text": "公园"}]}
+            made.append({"title": f"题目{at}", "paragraphs": [{"context": text, "qas": [asked]}]})
+        return {"data": made}
+
+    for corpus in ("laws_lawrefbook", "ms_vs_docs_zh", "pingcap_docs_cn", "oi_wiki", "react_zh", "d2l_zh"):
+        put(f"corpus/{corpus}/docs.jsonl.gz", *({"id": f"{corpus}{at}", "text": told()} for at in range(60)))
+    put("corpus/chinese_poetry/poems.jsonl.gz", *({"author": f"诗人{at}", "title": "诗", "lines": [told()]} for at in range(60)))
+    put("corpus/classical_modern_bitext/docs.jsonl.gz", *(
+        {"id": f"a/book{at}/1", "text": "\n".join(f"古文：{text}\n现代文：今{text}" for text in [told().split("。")[0]])}
+        for at in range(200)))  # fmt: skip
+    put("rc/cmrc2018/cmrc2018_dev_part70.json", articles(400))
+    put("rc/cmrc2018/cmrc2018_trial.json", articles(3))
+    put("rc/drcd/DRCD_dev.json", articles(200))
+    put("rc/drcd/train_cprompt.json", *({"title": f"题{at}", "paragraphs": {"context": told()}} for at in range(9)))
+    for name in ("csl_category/train.tsv", "csl_discipline/dev.tsv"):
+        put(f"classification/{name}", *(f"{at}\t{told()}" for at in range(60)))
+    for name in ("sanwen", "finre"):
+        put(f"ie/{name}/train.txt", *(f"a\tb\t{told()}" for _ in range(90)))
+    put("ie/fewfc_events/rearranged_train_base.json", *({"id": at, "content": told()} for at in range(60)))
+    put("dialogue/lccc_toy/toy_train.txt", *(told() for _ in range(60)))
+    put("dialogue/egret_wenda/egret_wenda_lines.txt", *(f"a +++$+++ {told()}" for _ in range(60)))
+    for name in ("similarity", "sample"):
+        put(f"similarity/simbert_sample/data_{name}.json", *({"text": told(), "synonyms": [told()]} for _ in range(9)))
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "open_corpus.py"), "--data", str(tmp_path / "data"), "--out",
+               str(tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, encoding="utf-8", timeout=150)
+    assert done.returncode == 0, done.stderr
+    tokenizer = WordPiece(Vocab.load(tmp_path / "out" / "vocab.txt"))
+
+    def numbers(text):
+        return set(re.findall("[零一二三四五六七八九]{5}", text))
+
+    def read(part):
+        shards = Shards(tmp_path / "out" / part)
+        return [numbers("".join(tokenizer.tokens[id] for id in shards[at].ids)) for at in range(len(shards))]
+
+    unseen = {path.stem: numbers(path.read_text(encoding="utf-8")) for path in (tmp_path / "out" / "unseen").glob("*.txt")}
+    assert len(unseen["cmrc2018"]) > 3 and len(unseen["modern"]) > 1 and unseen["modern"] == unseen["classical"]
+    apart, train, together = set().union(*unseen.values()), set().union(*read("train")), set().union(*read("pairs"))
+    assert not apart & train and not apart & together and len(train) > 1000 < len(together)
+    assert set().union(*read("dev")) == apart
 
 
 def test_words_and_trees_without_training_are_measured(tmp_path):

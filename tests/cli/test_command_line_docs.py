@@ -65,6 +65,10 @@ REFUSED = [                                                            # what is
     ("explain -m M/task 今 --method expected --baseline pad", "--baseline --method"),
     ("explain -m M/task 今 --path x", "--path --by-examples"),
     ("explain -m M/task 今 --by-examples x --points 3", "--by-examples --points"),
+    ("explain -m M/task --by-examples -", "--by-examples --data"),
+    ("explain -m M/task 今 --method complete --points 3", "--method --points"),
+    *((f"train classify -d x -o F/out --keep-path 2 {other}", f"--keep-path {other.split()[0]}") for other in (
+        "--dev y", "--accumulate 2", "--weight-decay 0", "--precision bf16", "--evaluate-every 1", "--patience 1", "--restart")),
     ("lab --full", "--full"), ("lab --out F/out", "--out"), ("lab squareplus --data x", "--data --full"),
     ("train seq2seq -d x -o F/out --monitor rouge", "--monitor --dev"), ("pretrain -d - --dev - -o F/out", "--data --dev"),
     ("pretrain -d x -o F/out --vocab y -m z", "--vocab --model"), ("pretrain -d x -o F/out --tokens 9 --steps 9", "--tokens --steps"),

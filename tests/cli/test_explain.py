@@ -107,6 +107,8 @@ def test_a_page_has_every_text_and_is_whole_or_absent(fishpaw_, models, files):
     assert done.code == 2 and "line 2: The text has no token to explain" in done.err and not list(files.folder.glob("*other*"))
     done = fishpaw_("explain", "--model", models / "task", "--html", files("file", "") / "x.html", "今")
     assert done.code == 2 and not done.out
+    assert fishpaw_("explain", "--model", models / "task", "--html", other, "今\udcff天").code == 0          # a byte that is no UTF-8
+    assert "</span>?<span" in other.read_text(encoding="utf-8")
 
 
 def test_scores_that_miss_their_sum_are_told_and_what_is_as_probable_as_the_baseline(fishpaw_, models, monkeypatch):
@@ -132,6 +134,9 @@ def test_mistakes_are_one_sentence(fishpaw_, models, files, refused):
     refused(fishpaw_(*task, "今", "--method", "input", "--points", 5), "--points with --method input")
     refused(fishpaw_(*task, "今", "--method", "expected", "--baseline", "pad"), "--baseline with --method expected")
     refused(fishpaw_(*task, "今", "--method", "guess"), "guess")
+    refused(fishpaw_(*task, "今", "--points", 2001), "points is 2001. Give a whole number from 1 to 2000")
+    refused(fishpaw_(*task, "今", "--method", "complete", "--points", 11), "--points 11 with --method complete, which takes 12")
+    refused(fishpaw_(*task, "今", "--html", files.folder), "is a folder")
     refused(fishpaw_("explain", "--model", models / "bert", "今"), r"no \[MASK\]")
     refused(fishpaw_("explain", "--model", models / "gpt2", "今"), "no classifier")
     refused(fishpaw_("explain", "--model", models / "t5", "今"), "encoder-decoder")

@@ -28,6 +28,33 @@ def test_a_text_stands_above_the_examples_that_pushed_it(fishpaw_, models, train
             assert float(value) == pytest.approx(each.contribution, abs=1e-4) and (labels, shown) == (*each.labels, each.text)
 
 
+def test_texts_and_examples_do_not_both_come_from_standard_input(fishpaw_, models, refused):
+    refused(fishpaw_("explain", "-m", models / "task", "--by-examples", "-", stdin=TRAIN), "both read standard input")
+    assert len(fishpaw_("explain", "-m", models / "task", "--by-examples", "-", "今天", stdin=TRAIN).lines) == 4
+
+
+def test_a_training_keeps_its_path_and_explain_reads_it(fishpaw_, models, train, files, refused, monkeypatch):
+    out, words = files.folder / "run", ["train", "classify", "-d", train, "-m", models / "bert", "--learning-rate", "1e-3"]
+    done = fishpaw_(*words, "-o", out, "--epochs", 12, "--batch-size", 2, "--keep-path", 8, "--json")
+    (figures,) = done.objects
+    assert done.code == 0 and figures["step"] == 24 and figures["model"] == str(out / "model") and figures["stopped"] == "steps", done
+    assert done.err.count("  loss ") == 10 and len([*(out / "path").glob("*.safetensors")]) == 8 + 2
+    explain = ["explain", "-m", out / "model", "--by-examples", train, "--json", "今天很好"]
+    assert f"on cpu; path: {out / 'path'}" in done.err and not (out / "log.jsonl").exists()
+    (one,), (last,) = fishpaw_(*explain, "--path", out / "path").objects, fishpaw_(*explain).objects
+    assert abs(one["error"]) < 0.1 * one["size"] and one["end"] == last["end"] and last["error"] is None
+    assert one["total"] == pytest.approx(sum(each["contribution"] for each in one["examples"]), rel=1e-6) != last["total"]
+    assert not fishpaw_(*explain, "--path", out / "path").err
+    monkeypatch.setattr("fishpaw.cli.influence._MISSED", 1e-9)
+    assert "of 1 texts the contributions miss their sum" in fishpaw_(*explain, "--path", out / "path").err
+    assert not fishpaw_(*explain).err                                  # without a path nothing is known of an error
+    assert fishpaw_(*words, "-o", files.folder / "plain", "--steps", 1).code == 0
+    refused(fishpaw_(*words, "-o", files.folder / "plain", "--keep-path", 1), "holds a run without a path")
+    refused(fishpaw_(*words, "-o", out, "--steps", 3, "--keep-path", 4), "--keep-path 4, but there are 3 steps")
+    for other in (["--dev", train], ["--patience", 2], ["--weight-decay", 0], ["--restart"], ["--accumulate", 2]):
+        refused(fishpaw_(*words, "-o", out, "--keep-path", 2, *other), f"{other[0]}.* mean nothing to --keep-path")
+
+
 def test_objects_and_a_label_that_is_asked_about(fishpaw_, models, train):
     (one,) = fishpaw_("explain", "-m", models / "task", "--by-examples", train, "--label", "neg", "--json", "今天").objects
     assert one["label"] == "neg" and len(one["examples"]) == 3 and one["error"] is None

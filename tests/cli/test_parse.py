@@ -55,6 +55,8 @@ def test_mistakes_are_one_sentence(fishpaw_, models, files, refused):
     refused(fishpaw_(*bert, "--tree", "dependency", "--objective", "article", TEXT), "--objective is for --tree constituency")
     refused(fishpaw_(*bert, "--tree", "dependency", "--root", 5, TEXT), "The root is word 5, but the text has 4")
     refused(fishpaw_(*bert, "--svg", files.folder / "x.svg", "今", "天"), "--svg is for one text")
+    refused(fishpaw_(*bert, "--svg", files.folder, TEXT), "--svg .* is a folder")
+    refused(fishpaw_(*bert, "--svg", files.folder / "x.svg", "--heat", files.folder / "x.svg", TEXT), "--svg and --heat are both")
     refused(fishpaw_(*bert, "--layer", -3, TEXT), "layer is -3")
     refused(fishpaw_(*bert, "今" * 60), "60 tokens, but the model reads 59")
     refused(fishpaw_(*bert, "--data", files("x.tsv", "今\t天\n")), "line 1: a pair of texts")

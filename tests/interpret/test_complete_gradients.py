@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fishpaw.errors import ConfigError
+from fishpaw.errors import ConfigError, FishpawError
 from fishpaw.interpret.complete_gradients import complete_gradients
 from fishpaw.interpret.integrated_gradients import integrated_gradients
 
@@ -88,6 +88,12 @@ def test_rounding_is_not_chased_and_no_change_ends_at_once():
     x = draw(5, seed=2).float()
     assert complete_gradients(lambda rows: rows.square().sum(1) + 1000, x, within=1e-12).points == 12
     assert complete_gradients(smooth, x.double(), baseline=x.double()).points == 12
+
+
+def test_gradients_that_are_no_numbers_are_an_error_and_no_answer():
+    """Their sum would be NaN, which no bound finds: F is 0 everywhere, its gradient 0 x inf."""
+    with pytest.raises(FishpawError, match="gradients are not finite"):
+        complete_gradients(lambda rows: (rows * 0).sqrt().sum(1), draw(5))
 
 
 @pytest.mark.parametrize("change", [{"within": 0}, {"within": 1}, {"most": 11}, {"rows": 0}, {"baseline": torch.zeros(3)}])

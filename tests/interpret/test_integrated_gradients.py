@@ -273,6 +273,8 @@ def test_no_change_is_complete_and_no_division():
     (lambda: integrated_gradients(lambda x: x, draw(3)), r"shape \[8, 3\] for 8 rows"),
     (lambda: integrated_gradients(lambda x: x.detach().sum(1), draw(3)), "no gradient"),
     (lambda: integrated_gradients(lambda x: (x * torch.nan).sum(1), draw(3)), "not finite"),
+    (lambda: integrated_gradients(lambda x: (x * 0).sqrt().sum(1), draw(3)), "gradients are not finite"),        # 0 everywhere
+    (lambda: integrated_gradients(squares, draw(3), points=2001), "points is 2001"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(call, says):
     with pytest.raises(FishpawError, match=says) as refusal:

@@ -67,6 +67,17 @@ def test_all_of_it_in_batches_has_an_error_of_the_same_order() -> None:
     assert 1.4 < errors[0] / errors[1] < 2.8 and errors[1] < 0.05      # the order of the batches differs, so the ratio does a little
 
 
+def test_contributions_of_two_trainings_do_not_add_up() -> None:
+    """Halves of the examples trained on apart, from the same weights: their kernels are of other paths than that of both together."""
+    inputs, targets, watched = data()
+    halves = [descend(net(), inputs[part], targets[part], watched, loss=squares, rate=0.1 * share, steps=60)
+              for part, share in ((slice(0, 6), 6 / EXAMPLES), (slice(6, None), 7 / EXAMPLES))]
+    whole = descend(net(), inputs, targets, watched, loss=squares, rate=0.1, steps=60)
+    glued = Contributions(torch.cat([one.each for one in halves], -1), whole.start, whole.end)
+    assert whole.error.abs().max() < 0.1 and max(one.error.abs().max() for one in halves) < 0.1
+    assert glued.error.abs().max() > 5 * whole.error.abs().max()
+
+
 def test_it_trains_as_plain_gradient_descent_does() -> None:
     inputs, targets, watched = data()
     ours, plain = net(), net()

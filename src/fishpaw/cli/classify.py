@@ -28,6 +28,7 @@ from fishpaw.cli.arguments import (
     source_of,
     with_parts,
 )
+from fishpaw.cli.influence import train_with_path
 from fishpaw.cli.training import (
     Accumulate,
     Epochs,
@@ -46,7 +47,7 @@ from fishpaw.cli.training import (
     run,
     usual,
 )
-from fishpaw.errors import DataError
+from fishpaw.errors import ConfigError, DataError
 from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
@@ -80,6 +81,8 @@ def train_classify(
     evaluate_every: EvaluateEvery = None,
     patience: Patience = None,
     restart: Restart = False,
+    keep_path: Annotated[int | None, typer.Option(min=1, metavar="N", help="Keep N checkpoints in OUT/path, for `explain --by-examples`: "
+                                                  "a plain training to the last step, without momentum, decay and dropout.")] = None,
     skip_bad: SkipBad = 0,
     seed: Seed = 0,
     device: Device = "auto",
@@ -92,6 +95,10 @@ def train_classify(
     from fishpaw.train.options import Options
 
     start = origin(model)
+    if keep_path is not None and (dev, accumulate, weight_decay, precision, evaluate_every, patience, restart) != (
+            None, 1, 0.01, "fp32", None, None, False):
+        what = "--dev, --accumulate, --weight-decay, --precision, --evaluate-every, --patience and --restart mean nothing to --keep-path."
+        raise ConfigError(what, fix="Leave them out.")
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
         learning_rate=usual(learning_rate, start),
@@ -113,7 +120,12 @@ def train_classify(
         task = Classify.load(start, labels=names, multi_label=multi_label, max_length=max_length, seed=seed, family=family, changes=changes)
     task.model.to(place)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    tell(f"fishpaw: {len(examples)} examples, {len(names)} labels ({shown}), on {place}; log: {out / 'log.jsonl'}")
+    what = f"log: {out / 'log.jsonl'}" if keep_path is None else f"path: {out / 'path'}"
+    tell(f"fishpaw: {len(examples)} examples, {len(names)} labels ({shown}), on {place}; {what}")
+    if keep_path is not None:
+        train_with_path(task, examples, out, checkpoints=keep_path, steps=steps, epochs=epochs, batch_size=batch_size, warmup=warmup,
+                        learning_rate=options.learning_rate, seed=seed, as_json=as_json)  # fmt: skip
+        return
     fit = partial(task.fit, examples, held_out, options=options, out=out, resume=not restart)
     run(fit, curve, out, as_json)
 

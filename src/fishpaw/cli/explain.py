@@ -26,9 +26,9 @@ from fishpaw.cli.arguments import (
     check_task,
     device_of,
     located,
-    source_of,
 )
 from fishpaw.cli.influence import explain_by_examples
+from fishpaw.cli.segment import Texts, given_source
 from fishpaw.errors import ConfigError
 from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_json
@@ -52,16 +52,16 @@ Against = Literal["zero", "pad", "mask"]
 
 def explain(
     model: Model = SMALL,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]…", help="Texts; default: the lines of --data.")] = None,
+    texts: Texts = None,
     data: Lines = None,
     label: Annotated[str | None, typer.Option(help="What to explain: a label, or a token at the [MASK]; default: the likeliest.")] = None,
     method: Annotated[Named, typer.Option(help="integrated gradients; complete: as many points as they need; expected: mean over random "
                                                "texts; smooth: SmoothGrad; input: gradient x input.")] = "integrated",
-    points: Annotated[int | None, typer.Option(min=1, help="Gradients a text; default 50, of complete up to 1000.")] = None,
+    points: Annotated[int | None, typer.Option(min=1, help="Gradients a text, default 50; of complete at most, default 1000.")] = None,
     baseline: Annotated[Against | None, typer.Option(help="What the text is compared with; default zero.")] = None,
     by_examples: Annotated[str | None, typer.Option("--by-examples", metavar="FILE", help="Instead: which of these examples, all that the "
                                                     "model was trained on, pushed the prediction.")] = None,
-    path: Annotated[Path | None, typer.Option(help="Of --by-examples: the checkpoints that tasks.influence kept in the training.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Of --by-examples: OUT/path of `train classify --keep-path`.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Of --by-examples: so many a text.")] = 5,
     html: Annotated[Path | None, typer.Option(help="Write a page with coloured texts, too.")] = None,
     max_length: Annotated[int | None, typer.Option(min=4, help="In tokens; default: what the model was trained with, or reads.")] = None,
@@ -80,22 +80,21 @@ def explain(
     from fishpaw.interpret import colouring
     from fishpaw.tasks.explain import Explain
 
-    given = texts or []
-    if len(given) > 1 and data is not None:
-        raise ConfigError("Texts and --data are given.", fix="Leave one out.")
-    source = "" if len(given) > 1 else source_of(given[0] if given else None, data)
-    if not all(map(str.strip, given)):
-        raise ConfigError("A text is blank.", fix="Leave it out.")
+    given, source = given_source(texts, data)
     if path is not None and by_examples is None:
         raise ConfigError("--path is given without --by-examples.", fix="Add it, or leave --path out.")
     if by_examples is not None:
         if (method, points, baseline, html, max_length, change) != ("integrated", None, None, None, None, None):
             what = "--by-examples looks at no tokens: --method, --points, --baseline, --html, --max-length and --change mean nothing to it."
             raise ConfigError(what, fix="Leave them out.")
+        if by_examples == source == "-":
+            raise ConfigError("--by-examples and --data both read standard input.", fix="Give a file for one of them.")
         check_task(model, "classify")
         explain_by_examples(islice(_lines(given, source, limit), limit), model=model, train=by_examples, path=path, label=label, top=top,
                             device=device, source=source, as_json=as_json)  # fmt: skip
         return
+    if html is not None and html.is_dir():
+        raise ConfigError(f"--html {html} is a folder.", fix="Name a file.")
     way, against = _method(method, points, seed), _baseline(method, baseline, seed)
     if not (changes := changes_of(change)):
         check_task(model, "classify")
@@ -125,12 +124,12 @@ def explain(
         missed, alike = missed + (abs(one.error) > 1e-4 and one.relative > _MISSED), alike + (abs(one.value - one.baseline) < _ALIKE)
         if page is not None:
             note = f"{one.value:.4f}, baseline {one.baseline:.4f}, error {one.error:.1e}, {method}, {one.points} points"
-            page.write(colouring.section(one.label, _pieces(one), note).encode("utf-8"))
+            page.write(colouring.section(one.label, _pieces(one), note).encode("utf-8", "replace"))    # of bytes that were no UTF-8
 
     with ExitStack() as stack:
         page = None if html is None else stack.enter_context(file_atomic(html))                        # before minutes of computing
         if page is not None:
-            page.write(colouring.head(f"fishpaw explain: {model}").encode("utf-8"))
+            page.write(colouring.head(f"fishpaw explain: {model}").encode("utf-8", "replace"))
         answered(islice(_lines(given, source, limit), limit), explained, partial(tell_scores, page=page), source=source)
         if page is not None:
             page.write(colouring.END.encode("utf-8"))
@@ -155,7 +154,7 @@ def _lines(given: list[str], source: str, limit: int | None) -> Iterator[Labelle
 
 
 def _method(name: Named, points: int | None, seed: int) -> Method:
-    from fishpaw.interpret.complete_gradients import complete_gradients
+    from fishpaw.interpret.complete_gradients import LEAST, complete_gradients
     from fishpaw.interpret.gradients import expected_gradients, gradient_times_input, smooth_gradients
     from fishpaw.interpret.integrated_gradients import integrated_gradients
 
@@ -164,7 +163,9 @@ def _method(name: Named, points: int | None, seed: int) -> Method:
             raise ConfigError("--points with --method input, which takes one gradient.", fix="Leave --points out.")
         return gradient_times_input
     if name == "complete":
-        return partial(complete_gradients, most=1000 if points is None else max(points, 12))
+        if points is not None and points < LEAST:
+            raise ConfigError(f"--points {points} with --method complete, which takes {LEAST} at least.", fix="Raise it, or leave it out.")
+        return partial(complete_gradients, most=points or 1000)
     if name == "integrated":
         return partial(integrated_gradients, points=points or 50)
     return partial(expected_gradients if name == "expected" else smooth_gradients, points=points or 50, seed=seed)

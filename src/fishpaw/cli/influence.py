@@ -1,7 +1,9 @@
-"""explain --by-examples: which training examples pushed a classifier's prediction for a text."""
+"""explain --by-examples: which training examples pushed a classifier's prediction; train classify --keep-path: the training that tells."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -10,15 +12,19 @@ from typing import TYPE_CHECKING
 
 from fishpaw.cli.answers import answered, in_chunks
 from fishpaw.cli.arguments import device_of, labelled
-from fishpaw.terminal import decoded, write, write_json
+from fishpaw.errors import ConfigError
+from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
+    from fishpaw.tasks.classify import Classify
     from fishpaw.tasks.influence import Answer
 
-__all__ = ["explain_by_examples"]
+__all__ = ["explain_by_examples", "train_with_path"]
 
 _TOGETHER = 8                                                        # texts, whose gradients are held at once
+_MISSED = 0.1
+"""Share of the sizes of all contributions by which their sum may miss what training did before a line says so."""
 _UNASKED = dict.fromkeys(("label", "start", "end", "examples", "total", "error", "size"))
 
 
@@ -42,7 +48,11 @@ def explain_by_examples(
         labels = None if label is None else [decoded(label)] * len(some)
         return influence.of([one.text for one in some], pairs, labels=labels, top=top)
 
+    missed = 0
+
     def tell_examples(line: LabelledText, one: Answer | None) -> None:
+        nonlocal missed
+        missed += one is not None and one.error is not None and abs(one.error) > _MISSED * one.size
         if as_json:
             write_json({"text": line.text, "pair": line.pair, **_UNASKED} if one is None else asdict(one))
             return
@@ -51,3 +61,32 @@ def explain_by_examples(
             write("\t".join([f"  {each.contribution:+.4f}", ",".join(each.labels), *filter(None, (each.text, each.pair))]))
 
     answered(lines, partial(in_chunks, size=_TOGETHER, predict=explained, source=source), tell_examples, source=source)
+    if missed:
+        tell(f"fishpaw: of {missed} texts the contributions miss their sum by more than {_MISSED:.0%} of their size: train with a smaller "
+             "--learning-rate, or a larger --keep-path")
+
+
+def train_with_path(
+    task: Classify, examples: list[LabelledText], out: Path, *, checkpoints: int, steps: int | None, epochs: float, batch_size: int,
+    learning_rate: float, warmup: float, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Train by Influence.fit, which keeps OUT/path beside OUT/model, and say how the loss went. Figures: those of other trainings.
+    ConfigError for more checkpoints than steps, and for an OUT that holds another kind of training."""
+    from fishpaw.tasks.influence import Influence
+
+    total = max(1, math.ceil(epochs * math.ceil(len(examples) / max(1, batch_size)))) if steps is None else steps
+    if checkpoints > total:
+        raise ConfigError(f"--keep-path {checkpoints}, but there are {total} steps.", fix="Lower it, or raise --steps or --epochs.")
+    if (out / "log.jsonl").exists():
+        raise ConfigError(f"--out {out} holds a run without a path.", fix="Choose another folder.")
+    began, losses = time.perf_counter(), list[float]()
+
+    def told(step: int, loss: float) -> None:
+        losses.append(loss)
+        if step * 10 // total > (step - 1) * 10 // total:
+            tell(f"  step {step:>5}  loss {loss:.3f}")
+
+    Influence.fit(task, examples, out, steps=total, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup,
+                  checkpoints=checkpoints, seed=seed, tell=told)  # fmt: skip
+    write_figures({"step": total, "stopped": "steps", "loss": losses[-1], "best": None, "best_step": None,
+                   "seconds": time.perf_counter() - began, "model": str(out / "model")}, as_json)  # fmt: skip

@@ -78,6 +78,11 @@ def parse(
     for name, given, wanted in (("objective", objective, True), ("algorithm", algorithm, False), ("root", root, False)):
         if given is not None and phrases is not wanted:
             raise ConfigError(f"--{name} is for --tree {Kind.CONSTITUENCY if wanted else Kind.DEPENDENCY}.", fix="Leave one out.")
+    for name, file in (("svg", svg), ("heat", heat)):
+        if file is not None and file.is_dir():
+            raise ConfigError(f"--{name} {file} is a folder.", fix="Name a file.")
+    if svg is not None and svg == heat:
+        raise ConfigError(f"--svg and --heat are both {svg}.", fix="Give a file for each.")
     drawn = svg or heat
     if drawn and len(texts or []) > 1:
         raise ConfigError(f"{'--svg' if svg else '--heat'} is for one text.", fix="Give one.")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
     from fishpaw.tasks.segment import Segmented
 
-__all__ = ["Layer", "MetricName", "Texts", "given_texts", "segment"]
+__all__ = ["Layer", "MetricName", "MetricOption", "Texts", "given_source", "given_texts", "segment"]
 
 
 class MetricName(StrEnum):
@@ -100,14 +100,20 @@ def segment(
     answered(lines, segmented, tell_words, source=source)
 
 
-def given_texts(texts: list[str] | None, data: str | None, limit: int | None) -> tuple[Iterable[LabelledText], str]:
-    """The texts of the command line, or the lines of --data; and the source, as of source_of. ConfigError for both, and a blank text."""
+def given_source(texts: list[str] | None, data: str | None) -> tuple[list[str], str]:
+    """The texts of the command line, and the source, as of source_of. ConfigError for both, and a blank text."""
     given = texts or []
     if len(given) > 1 and data is not None:
         raise ConfigError("Texts and --data are given.", fix="Leave one out.")
     source = "" if len(given) > 1 else source_of(given[0] if given else None, data)
     if not all(map(str.strip, given)):
         raise ConfigError("A text is blank.", fix="Leave it out.")
+    return given, source
+
+
+def given_texts(texts: list[str] | None, data: str | None, limit: int | None) -> tuple[Iterable[LabelledText], str]:
+    """The texts of the command line, or the lines of --data, whole; and the source. Errors: those of given_source."""
+    given, source = given_source(texts, data)
 
     def lines() -> Iterator[LabelledText]:
         for text in given if len(given) > 1 else [given[0] if given else None]:

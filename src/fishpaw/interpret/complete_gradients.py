@@ -16,13 +16,16 @@ from torch import Tensor
 from fishpaw import checks
 from fishpaw.interpret.integrated_gradients import Attribution, Scores, evaluated, gauss_legendre, gradients, like
 
-__all__ = ["complete_gradients"]
+__all__ = ["LEAST", "complete_gradients"]
 
 PARTS = 2
 """The line is cut in two before anything is judged: one sum alone may be right by chance."""
 
 NODES = 6
 """Points of Gauss and Legendre a part: exact up to degree 11."""
+
+LEAST = PARTS * NODES
+"""Gradients that are taken at least."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def complete_gradients(
     returned is above `within`. Other arguments and errors: those of integrated_gradients.
     """
     checks.number("within", within, below=1)
-    checks.whole("most", most, least=PARTS * NODES)
+    checks.whole("most", most, least=LEAST)
     checks.whole("rows", rows, least=1)
     start, given = like(x, baseline), x.detach()
     cuts = [index / PARTS for index in range(PARTS + 1)]

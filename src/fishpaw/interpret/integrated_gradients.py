@@ -21,7 +21,11 @@ from torch import Tensor
 from fishpaw import checks
 from fishpaw.errors import ConfigError, FishpawError
 
-__all__ = ["Attribution", "Rule", "Scores", "evaluated", "gauss_legendre", "gradients", "integrated_gradients", "like", "normed", "summed"]
+__all__ = ["MOST", "Attribution", "Rule", "Scores", "evaluated", "gauss_legendre", "gradients", "integrated_gradients", "like", "normed",
+           "summed"]  # fmt: skip
+
+MOST = 2000
+"""Points of Gauss and Legendre: they are eigenvalues of a matrix of that size, 3 seconds of one core; complete_gradients needs fewer."""
 
 Scores = Callable[[Tensor], Tensor]
 """F: x [b …] -> a score a row, [b]. Rows must not see each other: a model in evaluation mode."""
@@ -54,7 +58,8 @@ class Attribution:
 
 @functools.cache
 def gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
-    """The nodes and weights of Gauss and Legendre on [0, 1], fp64 [points] each."""
+    """The nodes and weights of Gauss and Legendre on [0, 1], fp64 [points] each. ConfigError for more than MOST."""
+    checks.whole("points", points, least=1, most=MOST)
     nodes, weights = numpy.polynomial.legendre.leggauss(points)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
@@ -66,7 +71,7 @@ def integrated_gradients(
 
     f: any function of rows, x [b ...] -> [b]. points: gradients taken. rows: of them at once; memory grows with it, not with points. rule:
     where they are taken. Sums are made in fp32 at least. Errors: ConfigError for an x that isn't of floats (give embeddings, not ids),
-    for another shape, and for an f without gradients; FishpawError for scores that are no numbers.
+    for another shape, and for an f without gradients; FishpawError for scores or gradients that are no numbers.
     """
     checks.whole("points", points, least=1)
     checks.whole("rows", rows, least=1)
@@ -83,14 +88,19 @@ def integrated_gradients(
 
 
 def gradients(f: Scores, x: Tensor) -> Tensor:
-    """The gradient of each row's score, x [b ...] -> [b ...]; towards x alone, also where f has parameters that learn."""
+    """The gradient of each row's score, x [b ...] -> [b ...]; towards x alone, also where f has parameters that learn. FishpawError for
+    gradients that are no numbers, which finite scores may have: of x.sqrt() at 0, for example."""
     with torch.inference_mode(False), torch.enable_grad():
         point = x.detach().clone().requires_grad_()
         scores = _scores(f, point)
         if not scores.requires_grad:
             raise ConfigError("The scores have no gradient.", fix="Compute them without no_grad, detach or weights packed by prepare().")
         found, = torch.autograd.grad(scores.sum(), point, allow_unused=True)
-    return torch.zeros_like(x) if found is None else found
+    if found is None:
+        return torch.zeros_like(x)
+    if not bool(found.isfinite().all()):
+        raise FishpawError("The gradients are not finite.", fix="Look for roots and logarithms at 0, or give another baseline.")
+    return found
 
 
 def evaluated(f: Scores, x: Tensor, *, rows: int) -> Tensor:

@@ -28,6 +28,13 @@ def test_a_record_says_what_it_takes_to_make_it_again(record):
     assert record.series == {"x": [1, 2.5], "名": {"y": [None, "z"]}}      # as JSON gives it back
 
 
+def test_a_list_of_numbers_is_one_line_and_a_string_stays_as_it_is(record, tmp_path):
+    series = {"grid": [[1, -2.5e-7], [3]], "said": ["[\n 1,\n 2 ]", "[  1 ]"], "none": []}
+    write(tmp_path / "a.json", replace(record, series=series))
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "[1, -2.5e-07]" in text and "[3]" in text and read(tmp_path / "a.json").series == series
+
+
 def test_there_and_back(record, tmp_path):
     write(tmp_path / "deep" / "a.json", record)
     assert read(tmp_path / "deep" / "a.json") == record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -20,6 +21,7 @@ __all__ = ["Record", "kept", "make", "place", "read", "row_fields", "write"]
 
 CPUINFO = Path("/proc/cpuinfo")
 _RELATIONS = ("=", "<=", ">=")
+_NUMBERS = re.compile(r"(?<=\[)\n\s*(?:-?\d[\d.eE+-]*,\n\s*)*-?\d[\d.eE+-]*\n\s*(?=\])")       # no string holds a line's end
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ def make(name: str, found: Found, *, seed: int, size: Mapping[str, Any], seconds
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record, whole or not at all. Its verdicts aren't written: they follow from the numbers."""
+    """Write a record, whole or not at all, a list of numbers on one line. Its verdicts aren't written: they follow from the numbers."""
     value = {**vars(record), "size": dict(record.size), "versions": dict(record.versions), "series": dict(record.series),
              "rows": [row_fields(row) for row in record.rows]}  # fmt: skip
-    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
+    write_atomic(path, _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def row_fields(row: Row) -> dict[str, Any]:

@@ -136,7 +136,8 @@ def _tell(report: harness.Report, who: str, found: Attribution) -> None:
 
 def _memory(report: harness.Report, given: argparse.Namespace, ours: int, theirs: int) -> None:
     """What each takes beside the model, at most, in a process of its own."""
-    rows = {f"fishpaw {points} points": (f"fishpaw:{points}", ours) for points in (given.points, 2 * given.points)}
+    rows = {"fishpaw, as many points as needed": ("complete:1000", ours)}
+    rows |= {f"fishpaw {points} points": (f"fishpaw:{points}", ours) for points in (given.points, 2 * given.points)}
     if theirs:
         rows[f"captum {given.points} points"] = (f"captum:{given.points}", theirs)
     held: dict[str, list[float]] = {}
@@ -155,8 +156,10 @@ def _measure(given: argparse.Namespace) -> None:
     who, points = given.child.split(":")
     model, ids = _model(given)
     f, x = scores(model, ids), model.table[ids[0]].detach()
-    call = captum if who == "captum" else lambda *a: integrated_gradients(a[0], a[1], points=a[2], rows=a[3])
-    call(f, x, 1, 1)                                             # imports and the smallest buffers
+    plain: Callable[..., object] = lambda f, x, points, rows: integrated_gradients(f, x, points=points, rows=rows)  # noqa: E731
+    whole: Callable[..., object] = lambda f, x, most, rows: complete_gradients(f, x, within=LEAST, most=most, rows=rows)  # noqa: E731
+    call = {"captum": captum, "fishpaw": plain, "complete": whole}[who]
+    (plain if who == "complete" else call)(f, x, 1, 1)                                             # imports and the smallest buffers
     before = harness.resting()
     harness.reset_peak()
     call(f, x, int(points), given.rows[0])

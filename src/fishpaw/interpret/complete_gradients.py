@@ -8,6 +8,7 @@ is smooth, and too few where it bends.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +77,9 @@ def _integrated(
     length = ends[:, 1:] - ends[:, :1]
     shares, weighed = (ends[:, :1] + length * nodes).flatten(), (length * weights).flatten()                  # [p nodes] -> [m]
     totals = torch.zeros(len(ends), *x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    for places in torch.arange(len(shares)).split(rows):
+    for places in torch.arange(len(shares)).tensor_split(math.ceil(len(shares) / rows)):                       # of even size: less memory
         at, weight = (one[places].to(totals).view(-1, *[1] * x.dim()) for one in (shares, weighed))
-        found = gradients(f, start + at.to(x) * (x - start))                                                  # [r ...]
+        found = gradients(f, torch.lerp(start, x, at.to(x)))                                                  # [r ...]
         totals.index_add_(0, places.to(x.device) // NODES, weight * found)
     sums = (totals * (x - start)).flatten(1).double().sum(1).tolist()
     return [_Part(low, high, total, total_of - (known[high] - known[low]))
@@ -104,5 +105,5 @@ def _on_the_line(f: Scores, start: Tensor, x: Tensor, at: list[float], rows: int
     found: list[float] = []
     for first in range(0, len(at), rows):
         shares = torch.tensor(at[first : first + rows], dtype=torch.float64).to(x).view(-1, *[1] * x.dim())
-        found += evaluated(f, start + shares * (x - start), rows=rows).tolist()
+        found += evaluated(f, torch.lerp(start, x, shares), rows=rows).tolist()
     return found

@@ -69,7 +69,7 @@ def expected_gradients(
     for chosen, at in zip(order.split(rows), shares.split(rows), strict=True):
         start = starts[chosen.to(x.device)]
         share = at.to(given).view(-1, *[1] * x.dim())
-        found = gradients(f, start + share * (given - start))                                                 # [r ...]
+        found = gradients(f, torch.lerp(start, given, share))                                                 # [r ...]
         total += (found * (given - start)).to(total.dtype).sum(0)
     used, times = order.unique(return_counts=True)
     before = evaluated(f, starts[used.to(x.device)], rows=rows)

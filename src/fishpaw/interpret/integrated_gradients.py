@@ -81,7 +81,7 @@ def integrated_gradients(
     parts = math.ceil(len(nodes) / rows)
     for at, weight in zip(nodes.tensor_split(parts), weights.tensor_split(parts), strict=True):
         share = at.to(device=x.device, dtype=x.dtype).view(-1, *[1] * x.dim())
-        found = gradients(f, start + share * (x.detach() - start))                                            # [r ...]
+        found = gradients(f, torch.lerp(start, x.detach(), share))                                            # [r ...]
         total += torch.tensordot(weight.to(total), found.to(total.dtype), dims=1)
     at_input, at_baseline = evaluated(f, torch.stack([x.detach(), start]), rows=rows).tolist()
     return Attribution(total * (x.detach() - start), at_input, at_baseline, len(nodes))
@@ -91,7 +91,7 @@ def gradients(f: Scores, x: Tensor) -> Tensor:
     """The gradient of each row's score, x [b ...] -> [b ...]; towards x alone, also where f has parameters that learn. FishpawError for
     gradients that are no numbers, which finite scores may have: of x.sqrt() at 0, for example."""
     with torch.inference_mode(False), torch.enable_grad():
-        point = x.detach().clone().requires_grad_()
+        point = (x.clone() if x.is_inference() else x.detach()).requires_grad_()                      # autograd wants no inference tensor
         scores = _scores(f, point)
         if not scores.requires_grad:
             raise ConfigError("The scores have no gradient.", fix="Compute them without no_grad, detach or weights packed by prepare().")

@@ -46,13 +46,39 @@ def test_a_training_keeps_its_path_and_explain_reads_it(fishpaw_, models, train,
     assert one["total"] == pytest.approx(sum(each["contribution"] for each in one["examples"]), rel=1e-6) != last["total"]
     assert not fishpaw_(*explain, "--path", out / "path").err
     monkeypatch.setattr("fishpaw.cli.influence._MISSED", 1e-9)
-    assert "of 1 texts the contributions miss their sum" in fishpaw_(*explain, "--path", out / "path").err
-    assert not fishpaw_(*explain).err                                  # without a path nothing is known of an error
+    assert "of 1 text the contributions miss their sum" in fishpaw_(*explain, "--path", out / "path").err
+    alone = "fishpaw: without --path: what one more step on each example would do, not what the training did\n"
+    assert fishpaw_(*explain).err == alone                             # and nothing is known of an error
+    refused(fishpaw_(*explain, "--path", out), "Give .*run.path")
+    refused(fishpaw_("explain", "-m", models / "task", *explain[3:], "--path", out / "path"), "other weights")
     assert fishpaw_(*words, "-o", files.folder / "plain", "--steps", 1).code == 0
     refused(fishpaw_(*words, "-o", files.folder / "plain", "--keep-path", 1), "holds a run without a path")
     refused(fishpaw_(*words, "-o", out, "--steps", 3, "--keep-path", 4), "--keep-path 4, but there are 3 steps")
     for other in (["--dev", train], ["--patience", 2], ["--weight-decay", 0], ["--restart"], ["--accumulate", 2]):
-        refused(fishpaw_(*words, "-o", out, "--keep-path", 2, *other), f"{other[0]}.* mean nothing to --keep-path")
+        refused(fishpaw_(*words, "-o", out, "--keep-path", 2, *other), f"^fishpaw: {other[0]} means nothing to --keep-path")
+    refused(fishpaw_(*words, "-o", out, "--keep-path", 2, "--dev", train, "--restart"), "--dev and --restart mean nothing")
+
+
+def test_a_bar_counts_examples_at_each_checkpoint(fishpaw_, models, train, monkeypatch):
+    totals = []
+
+    class Bar:
+        def __init__(self, **options):
+            assert options["disable"] is None                          # only on a terminal
+            totals.append([options["total"], 0])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, count):
+            totals[-1][1] += count
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    assert fishpaw_("explain", "-m", models / "task", "--by-examples", train, "今天", "气").code == 0
+    assert totals == [[3, 3]]
 
 
 def test_objects_and_a_label_that_is_asked_about(fishpaw_, models, train):
@@ -63,7 +89,8 @@ def test_objects_and_a_label_that_is_asked_about(fishpaw_, models, train):
 
 @pytest.mark.parametrize(("words", "says"), [
     (["--by-examples", "TRAIN", "--points", "9"], "--points"), (["--path", "x"], "--by-examples"),
-    (["--by-examples", "TRAIN", "--path", "nowhere"], "nowhere"), (["--by-examples", "nowhere.tsv"], "nowhere.tsv"),
+    (["--by-examples", "TRAIN", "--path", "nowhere"], "nowhere: there is no such folder"),
+    (["--by-examples", "nowhere.tsv"], "nowhere.tsv"),
     (["--by-examples", "TRAIN", "--label", "nothing"], "nothing"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence(fishpaw_, models, train, words, says):

@@ -280,6 +280,8 @@ def test_a_vocabulary_gets_its_dimension_and_nothing_else_is_measured(fishpaw_):
     assert done.code == 0 and done.out.split() == ["dimension", "77"]
     alone = ("lab", "embedding_dimension", "--vocab", 9)
     for words in (("lab", "squareplus", "--vocab", 9), ("lab", "embedding_dimension", "--vocab", 1), ("lab", "--vocab", 9),
-                  (*alone, "--full"), (*alone, "--out", "x"), (*alone, "--data", "x")):  # fmt: skip
+                  (*alone, "--full"), (*alone, "--out", "x"), (*alone, "--data", "x"), (*alone, "--seed", 1),
+                  (*alone, "--lang", "zh")):  # fmt: skip
         done = fishpaw_(*words)
         assert done.code == 2 and done.err.count("\n") == 1 and not done.out, done
+        assert "--vocab" in done.err

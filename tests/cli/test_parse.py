@@ -48,9 +48,19 @@ def test_drawings(fishpaw_, models, files):
     assert all(ElementTree.fromstring(page.encode("utf-8")).tag.endswith("svg") for page in pages)
 
 
+def test_who_gives_a_long_text_is_told_what_it_costs(fishpaw_, models, monkeypatch):
+    assert not fishpaw_("parse", "-m", models / "bert", TEXT, "今" * 5).err
+    monkeypatch.setattr("fishpaw.cli.parse._LONG", 4)
+    assert fishpaw_("parse", "-m", models / "bert", TEXT, "今" * 5, "今 天 天 天 天 天").err == \
+        "fishpaw: 5 units mean 15 reads\nfishpaw: 6 units mean 21 reads\n"  # fmt: skip
+    assert "mean" not in fishpaw_("parse", "-m", models / "bert", "今" * 60).err               # refused
+
+
 def test_mistakes_are_one_sentence(fishpaw_, models, files, refused):
     bert = ["parse", "-m", models / "bert"]
-    refused(fishpaw_(*bert, "--root", 1, TEXT), "--root is for --tree dependency")
+    refused(fishpaw_(*bert, "--root", 1, TEXT), "--root is for --tree dependency. Add --tree dependency, or leave --root out")
+    refused(fishpaw_(*bert, "--svg", "-", TEXT), "--svg - is no file")
+    refused(fishpaw_(*bert, "--heat", "-", TEXT), "--heat - is no file")
     refused(fishpaw_(*bert, "--algorithm", "eisner", TEXT), "--algorithm is for --tree dependency")
     refused(fishpaw_(*bert, "--tree", "dependency", "--objective", "article", TEXT), "--objective is for --tree constituency")
     refused(fishpaw_(*bert, "--tree", "dependency", "--root", 5, TEXT), "The root is word 5, but the text has 4")

@@ -50,6 +50,17 @@ def test_long_lines_are_read_in_windows(fishpaw_, models):
     assert line.replace(" ", "") == "今天天气" * 40
 
 
+def test_who_gives_a_long_text_is_told_what_it_costs(fishpaw_, models, monkeypatch):
+    from fishpaw.tasks import segment
+
+    rows, impacts = [], segment.impacts
+    monkeypatch.setattr("fishpaw.cli.segment._LONG", 9)
+    monkeypatch.setattr(segment, "impacts", lambda model, ids, units, pairs, **more: (
+        rows.append(len(pairs) + len({one for pair in pairs for one in pair})), impacts(model, ids, units, pairs, **more))[1])  # fmt: skip
+    done = fishpaw_("segment", "-m", models / "bert", "--max-length", 9, "今天天气" * 10, "今天")
+    assert done.code == 0 and done.err == f"fishpaw: 40 units mean {sum(rows[:-1])} reads\n" and sum(rows[:-1]) > 79 and rows[-1] == 3
+
+
 def test_mistakes_are_one_sentence(fishpaw_, models, files, refused):
     bert = ["segment", "-m", models / "bert"]
     refused(fishpaw_(*bert, "--valley", "--threshold", 8, "今"), "--valley and --threshold are given")

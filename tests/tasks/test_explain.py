@@ -302,3 +302,12 @@ def test_the_page_runs_and_has_everything(language, capsys, tmp_path, monkeypatc
 
 def _of(task: Classify) -> tuple[Transformer, Any]:
     return task.model, task.tokenizer
+
+
+def test_a_text_longer_than_what_is_read_is_marked(trained):
+    task = Explain(trained.model, trained.tokenizer, max_length=6)
+    for text, pair, cut in (("今天好气", None, False), ("今天好气我", None, True), ("今天", "好", False), ("今天", "好气", True)):
+        found = task.explain(text, pair, method=gradient_times_input)
+        assert found.cut == found.figures["cut"] == cut, (text, pair)
+        assert (len(found.tokens) < len(text + (pair or ""))) == cut
+    assert not Explain(trained.model, trained.tokenizer).explain("今天好气我" * 9, method=gradient_times_input).cut

@@ -163,10 +163,23 @@ def test_other_examples_and_other_weights_are_told(trained, toy, tiny, tmp_path)
     other = Classify.new([one.text for one in toy(24)] + ASKED, ["neg", "pos"], config=tiny(), max_length=24, seed=4)
     with pytest.raises(CheckpointError, match="other weights"):
         Influence(other, toy(24), checkpoints=out / "path")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="model: no record of a training. Name the folder `path`"):
         Influence(found.task, toy(24), checkpoints=out / "model")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="no such folder"):
         Influence(found.task, toy(24), checkpoints=tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"folder around the checkpoints\. Give .*run.path"):
+        Influence(found.task, toy(24), checkpoints=out)
+    stranger = Classify.new([one.text for one in toy(24)], ["neg", "pos"], config=tiny(), max_length=24, seed=3)
+    with pytest.raises(DataError, match="read by another model's tokenizer"):
+        Influence(stranger, toy(24), checkpoints=out / "path")
+
+
+def test_work_is_what_is_told(trained, toy) -> None:
+    out, found = trained
+    for one, segments in ((found, 12), (Influence(found.task, toy(24)), 1)):
+        told: list[int] = []
+        one.of(ASKED[:1], tell=told.append)
+        assert sum(told) == one.work == 24 * segments
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 2})])

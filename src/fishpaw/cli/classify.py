@@ -28,7 +28,7 @@ from fishpaw.cli.arguments import (
     source_of,
     with_parts,
 )
-from fishpaw.cli.influence import train_with_path
+from fishpaw.cli.influence import refuse_beside, train_with_path
 from fishpaw.cli.training import (
     Accumulate,
     Epochs,
@@ -47,7 +47,7 @@ from fishpaw.cli.training import (
     run,
     usual,
 )
-from fishpaw.errors import ConfigError, DataError
+from fishpaw.errors import DataError
 from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
@@ -95,10 +95,12 @@ def train_classify(
     from fishpaw.train.options import Options
 
     start = origin(model)
-    if keep_path is not None and (dev, accumulate, weight_decay, precision, evaluate_every, patience, restart) != (
-            None, 1, 0.01, "fp32", None, None, False):
-        what = "--dev, --accumulate, --weight-decay, --precision, --evaluate-every, --patience and --restart mean nothing to --keep-path."
-        raise ConfigError(what, fix="Leave them out.")
+    if keep_path is not None:
+        refuse_beside("--keep-path", {
+            "--dev": dev is not None, "--accumulate": accumulate != 1, "--weight-decay": weight_decay != 0.01,
+            "--precision": precision != "fp32", "--evaluate-every": evaluate_every is not None, "--patience": patience is not None,
+            "--restart": restart,
+        })  # fmt: skip
     options = Options(
         epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, warmup=warmup, weight_decay=weight_decay,
         learning_rate=usual(learning_rate, start),

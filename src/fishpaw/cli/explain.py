@@ -27,8 +27,8 @@ from fishpaw.cli.arguments import (
     device_of,
     located,
 )
-from fishpaw.cli.influence import explain_by_examples
-from fishpaw.cli.segment import Texts, given_source
+from fishpaw.cli.influence import explain_by_examples, refuse_beside, refuse_tab
+from fishpaw.cli.segment import Texts, check_file, given_source
 from fishpaw.errors import ConfigError
 from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_json
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["explain"]
 
-_UNASKED = dict.fromkeys(("label", "value", "baseline", "error", "points", "tokens"))                      # what a blank line gets
+_UNASKED = dict.fromkeys(("label", "value", "baseline", "error", "points", "tokens", "cut"))               # what a blank line gets
 _MISSED = 0.01
 """Share of the change, and 1e-4 of a probability, by which scores may miss their sum before a line says so."""
 
 _ALIKE = 0.01
-"""A probability that changes less on the way from the baseline leaves nothing to explain, and a line says so."""
+"""A share of the larger probability: where the text's and the baseline's differ by less, nothing is left to explain, and a line says so."""
 
 Named = Literal["integrated", "complete", "expected", "smooth", "input"]
 Against = Literal["zero", "pad", "mask"]
@@ -61,8 +61,9 @@ def explain(
     baseline: Annotated[Against | None, typer.Option(help="What the text is compared with; default zero.")] = None,
     by_examples: Annotated[str | None, typer.Option("--by-examples", metavar="FILE", help="Instead: which of these examples, all that the "
                                                     "model was trained on, pushed the prediction.")] = None,
-    path: Annotated[Path | None, typer.Option(help="Of --by-examples: OUT/path of `train classify --keep-path`.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Of --by-examples: so many a text.")] = 5,
+    path: Annotated[Path | None, typer.Option(help="Of --by-examples: OUT/path of `train classify --keep-path`; "
+                                              "without it a weaker answer: what one more step on each example would do.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Of --by-examples: so many a text, default 5.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with coloured texts, too.")] = None,
     max_length: Annotated[int | None, typer.Option(min=4, help="In tokens; default: what the model was trained with, or reads.")] = None,
     change: Changes = None,
@@ -71,7 +72,7 @@ def explain(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Say what each token adds to the probability of a label: label, probability and the text, by tabs; texts of pairs as a<TAB>b.
+    """Say what each token adds to the probability of a label: label, probability, baseline and text, by tabs; texts of pairs as a<TAB>b.
 
     On a terminal green speaks for the label and red against it; elsewhere each token stands with its score. A masked language model is
     asked why it expects a token at the [MASK] of a text.
@@ -81,20 +82,22 @@ def explain(
     from fishpaw.tasks.explain import Explain
 
     given, source = given_source(texts, data)
-    if path is not None and by_examples is None:
-        raise ConfigError("--path is given without --by-examples.", fix="Add it, or leave --path out.")
+    for name, there in (("--path", path is not None), ("--top", top is not None)):
+        if there and by_examples is None:
+            raise ConfigError(f"{name} is given without --by-examples.", fix=f"Add it, or leave {name} out.")
     if by_examples is not None:
-        if (method, points, baseline, html, max_length, change) != ("integrated", None, None, None, None, None):
-            what = "--by-examples looks at no tokens: --method, --points, --baseline, --html, --max-length and --change mean nothing to it."
-            raise ConfigError(what, fix="Leave them out.")
+        refuse_beside("--by-examples", {
+            "--method": method != "integrated", "--points": points is not None, "--baseline": baseline is not None,
+            "--html": html is not None, "--max-length": max_length is not None, "--change": bool(change),
+        })  # fmt: skip
         if by_examples == source == "-":
             raise ConfigError("--by-examples and --data both read standard input.", fix="Give a file for one of them.")
         check_task(model, "classify")
-        explain_by_examples(islice(_lines(given, source, limit), limit), model=model, train=by_examples, path=path, label=label, top=top,
-                            device=device, source=source, as_json=as_json)  # fmt: skip
+        explain_by_examples(islice(_lines(given, source, limit), limit), model=model, train=by_examples, path=path, label=label,
+                            top=top or 5, device=device, source=source, as_json=as_json)  # fmt: skip
         return
-    if html is not None and html.is_dir():
-        raise ConfigError(f"--html {html} is a folder.", fix="Name a file.")
+    if html is not None:
+        check_file("html", html)
     way, against = _method(method, points, seed), _baseline(method, baseline, seed)
     if not (changes := changes_of(change)):
         check_task(model, "classify")
@@ -105,26 +108,30 @@ def explain(
     def explained(some: Iterator[LabelledText]) -> Iterator[Explanation]:
         with bar_beside(some) as done:
             for line in some:
+                refuse_tab(line, task.pairs)
                 with located(line):
                     found = task.explain(line.text, line.pair, label=wanted, method=way, baseline=against)
                 yield found
                 done(1)
 
     colours = not as_json and sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    missed = alike = 0
+    missed = alike = cut = 0
 
     def tell_scores(line: LabelledText, one: Explanation | None, page: BinaryIO | None) -> None:
-        nonlocal missed, alike
+        nonlocal missed, alike, cut
         if as_json:
             write_json({"text": line.text, "pair": line.pair, **_UNASKED} if one is None else one.figures)
         else:
             write("" if one is None else _line(one, colours=colours))
         if one is None:
             return
-        missed, alike = missed + (abs(one.error) > 1e-4 and one.relative > _MISSED), alike + (abs(one.value - one.baseline) < _ALIKE)
+        missed, cut = missed + (abs(one.error) > 1e-4 and one.relative > _MISSED), cut + one.cut
+        alike += abs(one.value - one.baseline) < _ALIKE * max(one.value, one.baseline)
         if page is not None:
-            note = f"{one.value:.4f}, baseline {one.baseline:.4f}, error {one.error:.1e}, {method}, {one.points} points"
-            page.write(colouring.section(one.label, _pieces(one), note).encode("utf-8", "replace"))    # of bytes that were no UTF-8
+            title = f"{one.label}: {one.value:.4f}, baseline {one.baseline:.4f}"
+            note = f"error {one.error:.1e}, {method}, {one.points} points"
+            note += f", cut to {task.max_length} tokens: the rest has no score" if one.cut else ""
+            page.write(colouring.section(title, _pieces(one), note).encode("utf-8", "replace"))        # of bytes that were no UTF-8
 
     with ExitStack() as stack:
         page = None if html is None else stack.enter_context(file_atomic(html))                        # before minutes of computing
@@ -133,12 +140,14 @@ def explain(
         answered(islice(_lines(given, source, limit), limit), explained, partial(tell_scores, page=page), source=source)
         if page is not None:
             page.write(colouring.END.encode("utf-8"))
+    if cut:
+        tell(f"fishpaw: {'1 text was' if cut == 1 else f'{cut} texts were'} cut to {task.max_length} tokens: the rest has no score")
     if missed and method in ("integrated", "complete"):
-        tell(f"fishpaw: the scores of {missed} texts miss their sum by more than {_MISSED:.0%}: "
+        tell(f"fishpaw: the scores of {'1 text' if missed == 1 else f'{missed} texts'} miss their sum by more than {_MISSED:.0%}: "
              f"{'raise --points' if method == 'complete' else 'use --method complete, or raise --points'}")
     if alike:
-        tell(f"fishpaw: {alike} texts are as probable as the baseline, to {_ALIKE:.0%}: what is explained is next to nothing; "
-             "try another --baseline")
+        tell(f"fishpaw: {'1 text is' if alike == 1 else f'{alike} texts are'} as probable as the baseline, to {_ALIKE:.0%}: what is "
+             "explained is next to nothing; try another --baseline")
 
 
 def _lines(given: list[str], source: str, limit: int | None) -> Iterator[LabelledText]:
@@ -192,4 +201,4 @@ def _pieces(one: Explanation) -> list[Any]:
 def _line(one: Explanation, *, colours: bool) -> str:
     from fishpaw.interpret.colouring import coloured, numbered
 
-    return "\t".join([one.label, f"{one.value:.4f}", *map(coloured if colours else numbered, _pieces(one))])
+    return "\t".join([one.label, f"{one.value:.4f}", f"{one.baseline:.4f}", *map(coloured if colours else numbered, _pieces(one))])

@@ -40,7 +40,8 @@ def lab(
     data: Annotated[Path | None, typer.Option("--data", "-d", help="A data folder, for --full; default: FISHPAW_DATA.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="For figures and JSON; default, of all and --full: runs/lab.")] = None,
     lang: Annotated[Language, typer.Option(help="Of tables and the report.")] = Language.EN,
-    vocab: Annotated[int | None, typer.Option(help="With embedding_dimension: only say how many dimensions so many words need.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=2, help="With embedding_dimension: only say how many dimensions so many words "
+                                             "need.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +56,9 @@ def lab(
 
         if name != "embedding_dimension":
             raise ConfigError("--vocab is of embedding_dimension alone.", fix="Write fishpaw lab embedding_dimension --vocab N.")
-        if beside := [option for option, given in (("--full", full), ("--data", data), ("--out", out)) if given not in (None, False)]:
+        others = {"--full": full, "--data": data is not None, "--out": out is not None, "--lang": lang is not Language.EN,
+                  "--seed": seed != 0}  # fmt: skip
+        if beside := [option for option, given in others.items() if given]:
             raise ConfigError(f"{beside[0]} is given with --vocab, which only says a number.", fix="Leave one of them out.")
         write_figures({"dimension": dimension(vocab)}, as_json)
         return

@@ -11,7 +11,7 @@ import typer
 
 from fishpaw.cli.answers import answered, bar_beside
 from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, changes_of, check_task, device_of, located
-from fishpaw.cli.segment import Layer, MetricName, MetricOption, Texts, given_texts
+from fishpaw.cli.segment import Layer, MetricName, MetricOption, Texts, check_file, given_texts, tell_reads
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.files import write_atomic
 from fishpaw.hub import SMALL
@@ -19,9 +19,12 @@ from fishpaw.terminal import write, write_json
 
 if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
-    from fishpaw.tasks.parse import Parsed
+    from fishpaw.tasks.parse import Parse, Parsed
 
 __all__ = ["AlgorithmName", "Kind", "ObjectiveName", "parse"]
+
+_LONG = 100
+"""A text of more words is read 5,000 times and more, which takes minutes, and a line says so."""
 
 
 class Kind(StrEnum):
@@ -77,10 +80,12 @@ def parse(
     phrases = tree is Kind.CONSTITUENCY
     for name, given, wanted in (("objective", objective, True), ("algorithm", algorithm, False), ("root", root, False)):
         if given is not None and phrases is not wanted:
-            raise ConfigError(f"--{name} is for --tree {Kind.CONSTITUENCY if wanted else Kind.DEPENDENCY}.", fix="Leave one out.")
+            kind = Kind.CONSTITUENCY if wanted else Kind.DEPENDENCY
+            fix = f"Leave one out, or write --tree {kind}." if wanted else f"Add --tree {kind}, or leave --{name} out."
+            raise ConfigError(f"--{name} is for --tree {kind}.", fix=fix)
     for name, file in (("svg", svg), ("heat", heat)):
-        if file is not None and file.is_dir():
-            raise ConfigError(f"--{name} {file} is a folder.", fix="Name a file.")
+        if file is not None:
+            check_file(name, file)
     if svg is not None and svg == heat:
         raise ConfigError(f"--svg and --heat are both {svg}.", fix="Give a file for each.")
     drawn = svg or heat
@@ -100,6 +105,7 @@ def parse(
                 if drawn and number:
                     raise ConfigError(f"{'--svg' if svg else '--heat'} is for one text.", fix="Add --limit 1.")
                 with located(line):
+                    tell_reads(n := _units(task, line.text), n * (n + 1) // 2, above=_LONG)
                     impact = task.impact(line.text)
                     if root is not None and root > len(impact.words):
                         raise DataError(f"The root is word {root}, but the text has {len(impact.words)}.", fix="Name one of them.")
@@ -123,3 +129,15 @@ def parse(
             write_atomic(heat, heat_map(found.impact.matrix, found.impact.words))
 
     answered(lines, parsed, tell_tree, source=source)
+
+
+def _units(task: Parse, text: str) -> int:
+    """How many words or units there are of a text; 0 where it is refused."""
+    from fishpaw.interpret.constituency import MOST
+    from fishpaw.tasks.segment import units
+
+    words = text.split()
+    encodings = [task.tokenizer.encode(word, special=False) for word in words]
+    tokens = sum(map(len, encodings))
+    count = len(words) if len(words) > 1 else len(units(words[0], encodings[0], most=max(1, tokens)))
+    return count if count <= MOST and (task.layout.room is None or tokens <= task.layout.room) else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,13 +27,16 @@ from fishpaw.cli.arguments import (
 )
 from fishpaw.errors import ConfigError
 from fishpaw.hub import SMALL
-from fishpaw.terminal import decoded, write, write_json
+from fishpaw.terminal import beside_a_bar, decoded, tell, write, write_json
 
 if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
-    from fishpaw.tasks.segment import Segmented
+    from fishpaw.tasks.segment import Segment, Segmented
 
-__all__ = ["Layer", "MetricName", "MetricOption", "Texts", "given_source", "given_texts", "segment"]
+__all__ = ["Layer", "MetricName", "MetricOption", "Texts", "check_file", "given_source", "given_texts", "segment", "tell_reads"]
+
+_LONG = 500
+"""A text of more units is read 1,000 times and more, which takes minutes, and a line says so."""
 
 
 class MetricName(StrEnum):
@@ -87,6 +91,7 @@ def segment(
         with bar_beside(some) as done:
             for line in some:
                 with located(line):
+                    tell_reads(*_reads(task, line.text), above=_LONG)
                     (found,) = task.segment([line.text])
                 yield found
                 done(1)
@@ -120,3 +125,26 @@ def given_texts(texts: list[str] | None, data: str | None, limit: int | None) ->
             yield from texts_of(text, source, limit)
 
     return islice(lines(), limit), source
+
+
+def tell_reads(units: int, reads: int, *, above: int) -> None:
+    """Before a text of more than so many units is read: how often it will be."""
+    if units > above:
+        beside_a_bar(tell)(f"fishpaw: {units:,} units mean {reads:,} reads")
+
+
+def check_file(option: str, file: Path) -> None:
+    """ConfigError for a folder, and for -, which would be a file of that name."""
+    if file == Path("-"):
+        raise ConfigError(f"--{option} - is no file: standard output is for answers.", fix="Name a file.")
+    if file.is_dir():
+        raise ConfigError(f"--{option} {file} is a folder.", fix="Name a file.")
+
+
+def _reads(task: Segment, text: str) -> tuple[int, int]:
+    """The units of a text, and how often they are read: in each window each unit, and each pair of neighbours."""
+    from fishpaw.tasks.segment import parts, units
+
+    found = units(text, task.tokenizer.encode(text, special=False), most=task.room // 2)
+    borders = [one.last - one.first for one in parts([one.tokens for one in found], task.room)] if found else []
+    return len(found), sum(2 * count + 1 for count in borders if count)

@@ -7,6 +7,7 @@ stand in the baseline, too: what they add for any text isn't mixed into what the
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from fishpaw.weights.load import inspect, tell, tokenizer_of
 
 __all__ = ["Baseline", "Explain", "ExplainedToken", "Explanation", "Measure", "Method", "log_odds", "masks", "padding", "probability",
            "random_texts", "zeros"]  # fmt: skip
+
+_log = logging.getLogger("fishpaw")
 
 Baseline = Callable[[Transformer, Tokenizer, Tensor], Tensor]
 """model, tokenizer, ids [t] -> what the text is compared with, [t e] or several, [m t e]."""
@@ -61,7 +64,8 @@ class ExplainedToken:
 @dataclass(frozen=True)
 class Explanation:
     """What speaks for `label`: value and baseline are F (its probability) of the text and of what it is compared with; error: the sum of
-    all scores - (value - baseline); points: gradients taken. Tokens in order, without those that a tokenizer adds."""
+    all scores - (value - baseline); points: gradients taken. Tokens in order, without those that a tokenizer adds. cut: the text was longer
+    than what is read, and its rest has no score."""
 
     text: str
     pair: str | None
@@ -71,6 +75,7 @@ class Explanation:
     error: float
     points: int
     tokens: tuple[ExplainedToken, ...]
+    cut: bool = False
 
     @property
     def relative(self) -> float:
@@ -122,8 +127,11 @@ class Explain:
         tell(found)
         saved = read_settings(found.folder)
         pairs = saved.get("pairs")
-        return cls(model, tokenizer, max_length=saved.get("max_length") if max_length is None else max_length,
+        task = cls(model, tokenizer, max_length=saved.get("max_length") if max_length is None else max_length,
                    pairs=pairs if isinstance(pairs, bool) else None)
+        if max_length is not None and task.max_length is not None and task.max_length < max_length:
+            _log.warning("max_length is %d, but the model has %d positions: texts are cut there", max_length, task.max_length)
+        return task
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -154,6 +162,8 @@ class Explain:
         if self.model.compute is not None:
             raise ConfigError("The model is packed for inference, without gradients.", fix="Explain before prepare().")
         encoding = self.tokenizer.encode(text, pair, max_length=self.max_length)
+        longest = self.max_length
+        cut = longest is not None and len(encoding) == longest < len(self.tokenizer.encode(text, pair))
         special = self.tokenizer.special_ids
         asked = self._asked(encoding.ids)
         fixed = [at == asked or id in special and encoding.offsets[at] == (0, 0) for at, id in enumerate(encoding.ids)]
@@ -177,7 +187,7 @@ class Explain:
             ExplainedToken(*encoding.offsets[at], encoding.tokens[at], each[at], pair is not None and encoding.segments[at] == 1)
             for at in range(len(ids)) if not fixed[at]
         )  # fmt: skip
-        return Explanation(text, pair, self.labels[index], found.at_input, found.at_baseline, found.error, found.points, told)
+        return Explanation(text, pair, self.labels[index], found.at_input, found.at_baseline, found.error, found.points, told, cut)
 
     def _asked(self, ids: list[int]) -> int | None:
         """Where the [MASK] is that a masked language model is asked about."""

@@ -23,7 +23,7 @@ from fishpaw.data.fingerprint import fingerprint
 from fishpaw.data.labelled import LabelledText
 from fishpaw.data.order import Order
 from fishpaw.errors import CheckpointError, ConfigError, DataError
-from fishpaw.files import folder_atomic, verify_manifest, write_atomic
+from fishpaw.files import folder_atomic, recover, verify_manifest, write_atomic
 from fishpaw.interpret.tracin import Checkpoint, tracin
 from fishpaw.optim.parameters import trainable
 from fishpaw.optim.schedules import linear
@@ -86,8 +86,9 @@ class Influence:
         if self._folder is not None:
             record = _read(self._folder)
             if record["digest"] != fingerprint(self._features):
-                what = f"{self._folder}: of a training on {record['examples']} other examples than these {len(self.train)}."
-                raise DataError(what, fix="Give the same examples in the same order.")
+                what = (f"{self._folder}: of a training on {record['examples']} other examples than these {len(self.train)}, or read by "
+                        "another model's tokenizer.")
+                raise DataError(what, fix="Give the same examples in the same order, and the model that was saved beside it.")
             if record["end"] != imprint(task.model):
                 what = f"{self._folder}: of a training that ended with other weights."
                 raise CheckpointError(what, fix="Load the model that was saved beside it.")
@@ -134,6 +135,12 @@ class Influence:
         task.pairs = given[0].pair is not None
         task.save(folder / "model")
         return cls(task, given, checkpoints=folder / "path")
+
+    @property
+    def work(self) -> int:
+        """How many examples `of` tells of, all in all: each at each checkpoint that stands for a segment, or once."""
+        segments = 1 if self._folder is None else len([*self._folder.glob("*.safetensors")]) - 2
+        return segments * len(self.train)
 
     def of(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, labels: Sequence[str] | None = None, top: int | None = None,
@@ -288,6 +295,14 @@ def _rows(task: Classify, features: Sequence[Feature]) -> Rows:
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    recover(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder.", fix="Name the folder `path` that the training wrote.")
+    if not (folder / _RECORD).exists():
+        inner = folder / "path"
+        if (inner / _RECORD).exists():
+            raise CheckpointError(f"{folder}: the folder around the checkpoints.", fix=f"Give {inner}.")
+        raise CheckpointError(f"{folder}: no record of a training.", fix="Name the folder `path` that the training wrote.")
     verify_manifest(folder)
     path = folder / _RECORD
     try:

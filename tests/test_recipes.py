@@ -208,6 +208,7 @@ def test_words_and_trees_without_training_are_measured(tmp_path):
     assert all(way in done.stdout for way in (*words, *trees))
 
 
+@pytest.mark.slow
 def test_a_table_of_positions_is_made_longer_and_trained_on(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "long_positions.py"), "--smoke", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -218,6 +219,7 @@ def test_a_table_of_positions_is_made_longer_and_trained_on(tmp_path):
     assert "hierarchical, after 500 steps" in done.stdout and "(the model itself), whole" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_pushed_a_prediction_is_shown_and_the_training_kept(tmp_path):
     pytest.importorskip("sklearn", reason="the recipe's baseline needs scikit-learn (extra recipes)")
     environment = {name: value for name, value in os.environ.items() if name != "FISHPAW_DATA"} | {"PYTHONPATH": str(ROOT / "src")}

@@ -266,7 +266,7 @@ def test_a_context_that_was_learned_is_found():
 def test_figures_are_json_and_everything(explain):
     found = explain.explain("今天好气")
     value = json.loads(json.dumps(found.figures, ensure_ascii=False))
-    assert [*value] == ["text", "pair", "label", "value", "baseline", "error", "points", "tokens"]
+    assert [*value] == ["text", "pair", "label", "value", "baseline", "error", "points", "tokens", "cut"]
     assert [*value["tokens"][0]] == ["start", "end", "token", "score", "second"] and value["tokens"][2]["token"] == "好"
 
 

@@ -194,42 +194,39 @@ def test_what_the_corpus_keeps_apart_is_in_no_other_part(tmp_path):
     assert set().union(*read("dev")) == apart
 
 
-def test_words_and_trees_without_training_are_measured(tmp_path):
-    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "perturbed_masking.py"), "--smoke", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
+def smoke(recipe, out):
+    """What a recipe's trial on the bundled texts says, and its table."""
+    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / recipe), "--smoke", "--out", str(out)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, encoding="utf-8", timeout=150)
     assert done.returncode == 0, done.stderr
-    table = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
+    return done.stdout, json.loads((out / "smoke" / "result.json").read_text(encoding="utf-8"))
+
+
+def test_words_and_trees_without_training_are_measured(tmp_path):
+    said, table = smoke("perturbed_masking.py", tmp_path)
     words, trees = table["words"]["reviews"], table["trees"]
     assert words.pop("sentences") > 0 and len(words) == 9 and len(trees) == 12
     assert all(0 <= figure <= 1 for figures in words.values() for figure in figures)
     assert all(0 <= one["uas"] <= one["uuas"] <= 1 for one in trees.values())
     assert trees["the word before (right-branching)"]["uas"] == 1      # the made-up trees are chains
-    assert all(way in done.stdout for way in (*words, *trees))
+    assert all(way in said for way in (*words, *trees))
 
 
 @pytest.mark.slow
 def test_a_table_of_positions_is_made_longer_and_trained_on(tmp_path):
-    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "long_positions.py"), "--smoke", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
-    assert done.returncode == 0, done.stderr
-    table = json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8"))
+    said, table = smoke("long_positions.py", tmp_path)
     assert len(table) == 7 and all(0 <= share <= 1 for shares in table.values() for share in shares)
-    assert "hierarchical, after 500 steps" in done.stdout and "(the model itself), whole" in done.stdout
+    assert "hierarchical, after 500 steps" in said and "(the model itself), whole" in said
 
 
 @pytest.mark.slow
 def test_what_pushed_a_prediction_is_shown_and_the_training_kept(tmp_path):
     pytest.importorskip("sklearn", reason="the recipe's baseline needs scikit-learn (extra recipes)")
-    environment = {name: value for name, value in os.environ.items() if name != "FISHPAW_DATA"} | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "influence.py"), "--smoke", "--out", str(tmp_path)]
     tables = []
     for _ in range(2):                                               # the second time the training is there
-        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
-        assert done.returncode == 0, done.stderr
-        tables.append(json.loads((tmp_path / "smoke" / "result.json").read_text(encoding="utf-8")))
-        assert re.search(r"mean place of reviews of the label that was said.*: 0\.\d{3}", done.stdout)
+        said, table = smoke("influence.py", tmp_path)
+        tables.append(table)
+        assert re.search(r"mean place of reviews of the label that was said.*: 0\.\d{3}", said)
     assert tables[0] == tables[1] and len(tables[0]) == 5
     for one in tables[0]:
         pushed = [example["contribution"] for example in one["examples"]]

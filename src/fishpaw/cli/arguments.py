@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
 
 __all__ = [
-    "Changes", "Data", "Device", "Json", "Limit", "Lines", "Model", "Rows", "Seed", "SkipBad", "changes_of", "check_out", "check_task",
-    "device_of", "labelled", "located", "parts_of", "source_of", "texts_of", "with_parts",
+    "Changes", "Data", "Device", "Json", "Limit", "Lines", "Model", "Rows", "Seed", "SkipBad", "changes_of", "check_file", "check_out",
+    "check_task", "device_of", "labelled", "located", "parts_of", "refuse_beside", "refuse_tab", "source_of", "texts_of", "with_parts",
 ]  # fmt: skip
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a file, a TensorFlow checkpoint or a hub id (owner/name@revision); "
@@ -168,3 +168,30 @@ def _await_stdin(path: str) -> None:
         raise DataError("There is no standard input.", fix="Give a file: --data FILE.")
     if path == "-" and sys.stdin.isatty():
         tell(f"fishpaw: reading standard input, a text a line; end it with {'Ctrl-Z and Enter' if os.name == 'nt' else 'Ctrl-D'}")
+
+
+def check_file(option: str, file: Path) -> None:
+    """ConfigError for a folder, and for -, which would be a file of that name."""
+    if file == Path("-"):
+        raise ConfigError(f"--{option} - is no file: standard output is for answers.", fix="Name a file.")
+    if file.is_dir():
+        raise ConfigError(f"--{option} {file} is a folder.", fix="Name a file.")
+
+
+def refuse_beside(option: str, given: dict[str, bool]) -> None:
+    """ConfigError that names those options, of all that mean nothing to `option`, that are given."""
+    if names := [name for name, there in given.items() if there]:
+        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        what, fix = ("means", "Leave it out.") if len(names) == 1 else ("mean", "Leave them out.")
+        raise ConfigError(f"{listed} {what} nothing to {option}.", fix=fix)
+
+
+def refuse_tab(line: LabelledText, pairs: bool | None) -> None:
+    """DataError for a pair that a tab made, where the model was trained on single texts (pairs is False)."""
+    if line.pair is None or pairs is not False or {".jsonl", ".csv"} & {*Path(line.file).suffixes}:
+        return
+    where, fix = "", "Give what is in front of the tab."
+    if line.file:
+        where = f"{line.file}, line {line.line}: "
+        fix = "Put a row text<TAB>label on top, if labels stand behind the tab, or keep the first column: cut -f1."
+    raise DataError(f"{where}The tab makes this a pair, and the model was trained on single texts.", fix=fix)

@@ -25,10 +25,11 @@ from fishpaw.cli.arguments import (
     device_of,
     labelled,
     parts_of,
+    refuse_beside,
     source_of,
     with_parts,
 )
-from fishpaw.cli.influence import refuse_beside, train_with_path
+from fishpaw.cli.influence import train_with_path
 from fishpaw.cli.training import (
     Accumulate,
     Epochs,

@@ -23,12 +23,15 @@ from fishpaw.cli.arguments import (
     Model,
     Seed,
     changes_of,
+    check_file,
     check_task,
     device_of,
     located,
+    refuse_beside,
+    refuse_tab,
 )
-from fishpaw.cli.influence import explain_by_examples, refuse_beside, refuse_tab
-from fishpaw.cli.segment import Texts, check_file, given_source
+from fishpaw.cli.influence import explain_by_examples
+from fishpaw.cli.segment import Texts, given_source
 from fishpaw.errors import ConfigError
 from fishpaw.hub import SMALL
 from fishpaw.terminal import decoded, tell, write, write_json

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fishpaw.cli.answers import answered, in_chunks
-from fishpaw.cli.arguments import device_of, labelled
-from fishpaw.errors import ConfigError, DataError
+from fishpaw.cli.arguments import device_of, labelled, refuse_tab
+from fishpaw.errors import ConfigError
 from fishpaw.terminal import decoded, tell, write, write_figures, write_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fishpaw.tasks.classify import Classify
     from fishpaw.tasks.influence import Answer
 
-__all__ = ["explain_by_examples", "refuse_beside", "refuse_tab", "train_with_path"]
+__all__ = ["explain_by_examples", "train_with_path"]
 
 _TOGETHER = 8                                                        # texts, whose gradients are held at once
 _MISSED = 0.1
@@ -71,25 +71,6 @@ def explain_by_examples(
     if missed:
         tell(f"fishpaw: of {missed} {'text' if missed == 1 else 'texts'} the contributions miss their sum by more than {_MISSED:.0%} of "
              "their size: train with a smaller --learning-rate, or a larger --keep-path")
-
-
-def refuse_beside(option: str, given: dict[str, bool]) -> None:
-    """ConfigError that names those options, of all that mean nothing to `option`, that are given."""
-    if names := [name for name, there in given.items() if there]:
-        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        what, fix = ("means", "Leave it out.") if len(names) == 1 else ("mean", "Leave them out.")
-        raise ConfigError(f"{listed} {what} nothing to {option}.", fix=fix)
-
-
-def refuse_tab(line: LabelledText, pairs: bool | None) -> None:
-    """DataError for a pair that a tab made, where the model was trained on single texts (pairs is False)."""
-    if line.pair is None or pairs is not False or {".jsonl", ".csv"} & {*Path(line.file).suffixes}:
-        return
-    where, fix = "", "Give what is in front of the tab."
-    if line.file:
-        where = f"{line.file}, line {line.line}: "
-        fix = "Put a row text<TAB>label on top, if labels stand behind the tab, or keep the first column: cut -f1."
-    raise DataError(f"{where}The tab makes this a pair, and the model was trained on single texts.", fix=fix)
 
 
 def train_with_path(

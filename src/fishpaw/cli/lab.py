@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fishpaw.cli.arguments import Json, Seed, check_out
+from fishpaw.cli.arguments import Json, Seed, check_out, refuse_beside
 from fishpaw.errors import ConfigError, FishpawError
 from fishpaw.terminal import beside_a_bar, decoded, tell, write, write_figures, write_json
 
@@ -56,10 +56,8 @@ def lab(
 
         if name != "embedding_dimension":
             raise ConfigError("--vocab is of embedding_dimension alone.", fix="Write fishpaw lab embedding_dimension --vocab N.")
-        others = {"--full": full, "--data": data is not None, "--out": out is not None, "--lang": lang is not Language.EN,
-                  "--seed": seed != 0}  # fmt: skip
-        if beside := [option for option, given in others.items() if given]:
-            raise ConfigError(f"{beside[0]} is given with --vocab, which only says a number.", fix="Leave one of them out.")
+        refuse_beside("--vocab", {"--full": full, "--data": data is not None, "--out": out is not None,
+                                  "--lang": lang is not Language.EN, "--seed": seed != 0})  # fmt: skip
         write_figures({"dimension": dimension(vocab)}, as_json)
         return
     if data is not None and not full:

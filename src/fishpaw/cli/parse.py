@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fishpaw.cli.answers import answered, bar_beside
-from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, changes_of, check_task, device_of, located
-from fishpaw.cli.segment import Layer, MetricName, MetricOption, Texts, check_file, given_texts, tell_reads
+from fishpaw.cli.arguments import Changes, Device, Json, Limit, Lines, Model, changes_of, check_file, check_task, device_of, located
+from fishpaw.cli.segment import Layer, MetricName, MetricOption, Texts, given_texts, tell_reads
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.files import write_atomic
 from fishpaw.hub import SMALL

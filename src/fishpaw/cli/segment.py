@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
     from fishpaw.tasks.segment import Segment, Segmented
 
-__all__ = ["Layer", "MetricName", "MetricOption", "Texts", "check_file", "given_source", "given_texts", "segment", "tell_reads"]
+__all__ = ["Layer", "MetricName", "MetricOption", "Texts", "given_source", "given_texts", "segment", "tell_reads"]
 
 _LONG = 500
 """A text of more units is read 1,000 times and more, which takes minutes, and a line says so."""
@@ -131,14 +130,6 @@ def tell_reads(units: int, reads: int, *, above: int) -> None:
     """Before a text of more than so many units is read: how often it will be."""
     if units > above:
         beside_a_bar(tell)(f"fishpaw: {units:,} units mean {reads:,} reads")
-
-
-def check_file(option: str, file: Path) -> None:
-    """ConfigError for a folder, and for -, which would be a file of that name."""
-    if file == Path("-"):
-        raise ConfigError(f"--{option} - is no file: standard output is for answers.", fix="Name a file.")
-    if file.is_dir():
-        raise ConfigError(f"--{option} {file} is a folder.", fix="Name a file.")
 
 
 def _reads(task: Segment, text: str) -> tuple[int, int]:

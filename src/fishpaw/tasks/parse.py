@@ -58,7 +58,7 @@ class Parse:
     """A masked language model and its tokenizer, asked for trees.
 
     >>> task = Parse.load("hfl/chinese-roberta-wwm-ext")
-    >>> print(task.constituency("今天 天气 很 好").shown, task.dependency("今天 天气 很 好", root=3).heads)
+    >>> shown, heads = task.constituency("今天 天气 很 好").shown, task.dependency("今天 天气 很 好", root=3).heads
 
     A text of n words is read n (n + 1) / 2 times: each pair of words masked, and each word. layer and metric: those of
     `perturbed_masking.impacts`. Errors: ConfigError for another model than a masked one; DataError for a tokenizer without a mask, a text

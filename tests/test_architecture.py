@@ -1,4 +1,4 @@
-"""The plan of the house, kept by machine: ranks, cycles, sizes, names, tests, habits, and what an import costs.
+"""The plan of the house, kept by machine: ranks, cycles, sizes, names, tests, habits, and what an import brings.
 
 Each check reads a source tree and yields complaints. Each is run on ours, which must have none, and on planted trees, which must have one.
 """
@@ -6,6 +6,7 @@ Each check reads a source tree and yields complaints. Each is run on ours, which
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import subprocess
@@ -51,6 +52,7 @@ def is_init(path: Path) -> bool:
     return path.name == "__init__.py"
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -315,36 +317,22 @@ def test_what_is_legal_passes(check, tmp_path):
     assert not list(check(tree))
 
 
-# What an import brings and costs
+# What an import brings
 
 def outsiders(code: str, source: Path) -> set[str]:
     """The packages outside the standard library and fishpaw that are loaded after this code, in a fresh Python."""
-    return {name for name in run(code, "sorted({name.split('.')[0] for name in sys.modules} - before)", source)
-            if name not in sys.stdlib_module_names and name != "fishpaw"}
-
-
-def run(code: str, wanted: str, source: Path) -> list:
-    lines = ["import json, sys, time", "before = {name.split('.')[0] for name in sys.modules}", "started = time.process_time()",
-             code, "spent = time.process_time() - started", f"print('\\n' + json.dumps({wanted}))"]
+    lines = ["import json, sys", "before = {name.split('.')[0] for name in sys.modules}", code,
+             "print('\\n' + json.dumps(sorted({name.split('.')[0] for name in sys.modules} - before)))"]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def seconds(code: str) -> float:
-    """Processor seconds, the best of three: other work on the machine only adds."""
-    return min(run(code, "[spent]", ROOT / "src")[0] for _ in range(3))
+    return {name for name in json.loads(done.stdout.splitlines()[-1]) if name not in sys.stdlib_module_names and name != "fishpaw"}
 
 
 def test_import_fishpaw_brings_no_package_and_a_planted_one_is_seen(tmp_path):
     assert outsiders("import fishpaw", ROOT / "src") == set()
     package, _ = plant(tmp_path, {"__init__.py": '"""P."""\nimport numpy\n'})
     assert "numpy" in outsiders("import fishpaw", package.parent)
-
-
-def test_import_fishpaw_takes_a_tenth_of_a_second_at_most():
-    assert seconds("import fishpaw") <= 0.1
 
 
 @pytest.mark.parametrize("arguments", [["--help"]], ids=" ".join)
@@ -358,7 +346,3 @@ def test_load_brings_only_four_packages_and_what_they_bring():
     allowed = outsiders(LOAD_MAY_IMPORT, ROOT / "src")
     assert outsiders("import fishpaw\nfishpaw.load, fishpaw.load_model", ROOT / "src") <= allowed
     assert not outsiders("import fishpaw\nfishpaw.load\nimport rich", ROOT / "src") <= allowed             # planted
-
-
-def test_load_costs_little_more_than_torch():
-    assert seconds("import fishpaw\nfishpaw.load") <= 1.3 * seconds("import torch, safetensors.torch")

@@ -206,6 +206,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
     output, error = run(LIMITED, path).communicate(timeout=60)
     lines = output.splitlines()
     assert len(lines) == 2 and all("File too large" in line and "Free some space" in line for line in lines), output + error
+    assert ".new" not in output                                       # nobody has to know our temporary files
     assert value(path) == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
@@ -292,7 +293,7 @@ def test_every_byte_of_the_manifest_is_guarded(tmp_path):
 def test_without_the_digest_flips_go_unseen(tmp_path, monkeypatch):
     """The planted fault: a verifier that skips the sums must fail the test of the flips."""
     fill(tmp_path / "out", "old")
-    monkeypatch.setattr(files, "_sha256", lambda path: json.loads((tmp_path / "out" / "manifest.json").read_bytes())["files"][
+    monkeypatch.setattr(files, "digest_of", lambda path: json.loads((tmp_path / "out" / "manifest.json").read_bytes())["files"][
         path.relative_to(tmp_path / "out").as_posix()]["sha256"])
     assert flips(tmp_path / "out", 60, seed=0) < 60
 

@@ -34,6 +34,7 @@ def test_sentiment_runs_on_the_bundled_reviews(tmp_path):
     assert f"{summary['mean']:.4f}" == last[1] and summary["accuracy"] == [summary["mean"]] and 0.5 < summary["baseline"] < 1
 
 
+@pytest.mark.slow
 def test_variants_of_a_masked_language_model_run_and_are_read_again(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "mlm_variants.py"), "--smoke", "--out", str(tmp_path), "--only",
                "post-LN", "Performer"]
@@ -47,6 +48,7 @@ def test_variants_of_a_masked_language_model_run_and_are_read_again(tmp_path):
     assert 0 <= table["swap"]["after"]["accuracy"] <= 1 and table["Performer"]["tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_two_ways_to_train_a_translator_run_and_are_read_again(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "teaforn.py"), "--smoke", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -59,6 +61,7 @@ def test_two_ways_to_train_a_translator_run_and_are_read_again(tmp_path):
     assert all(0 <= one["bleu 4"] <= 100 and len(one["said 1"]) == 6 for way in table.values() for one in way)
 
 
+@pytest.mark.slow
 def test_three_ways_to_end_a_text_run_and_are_read_again(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "termination.py"), "--smoke", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -74,6 +77,7 @@ def test_three_ways_to_end_a_text_run_and_are_read_again(tmp_path):
         assert all(0 <= way["endless"] <= 1 and way["longest"] <= 30 for way in one.values())
 
 
+@pytest.mark.slow
 def test_a_model_of_whole_conversations_learns_talks_and_is_measured_again(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "dialogue.py"), "--smoke", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -88,6 +92,7 @@ def test_a_model_of_whole_conversations_learns_talks_and_is_measured_again(tmp_p
     assert [len(turns) for turns in summary["conversations"]] == [6, 6, 6] and summary["perplexity"] > 1
 
 
+@pytest.mark.slow
 def test_losses_for_a_rare_class_are_compared_and_read_again(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "class_imbalance.py"), "--smoke", "--out", str(tmp_path),
                "--seeds", "1,2", "--only", "cross entropy", "post hoc", "smooth F1"]  # fmt: skip
@@ -104,6 +109,7 @@ def test_losses_for_a_rare_class_are_compared_and_read_again(tmp_path):
         assert plain["AUC"] == adjusted["AUC"] and plain["F1, searched"] == adjusted["F1, searched"]
 
 
+@pytest.mark.slow
 def test_a_small_model_is_made_of_its_corpus_and_told_what_it_can_do(tmp_path):
     pytest.importorskip("sklearn", reason="the recipe's baselines need scikit-learn (extra recipes)")
     environment = {name: value for name, value in os.environ.items() if name != "FISHPAW_DATA"} | {"PYTHONPATH": str(ROOT / "src")}

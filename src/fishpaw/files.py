@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from fishpaw.errors import CheckpointError, FishpawError
 
 __all__ = [
-    "MANIFEST", "blobs", "file_atomic", "folder_atomic", "inside", "lock", "read_digest", "recover",
+    "MANIFEST", "blobs", "digest_of", "file_atomic", "folder_atomic", "inside", "lock", "read_digest", "recover",
     "verify_manifest", "write_atomic", "write_manifest",
 ]  # fmt: skip
 
@@ -101,7 +101,8 @@ def write_manifest(folder: str | os.PathLike[str]) -> str:
     """List every file below `folder` with size and SHA-256 in manifest.json (canonical JSON); return its digest."""
     root = Path(folder)
     with _explained(root):
-        found = {name: {"sha256": _sha256(root / name), "size": (root / name).stat().st_size} for name in _names(root) if name != MANIFEST}
+        names = [name for name in _names(root) if name != MANIFEST]
+        found = {name: {"sha256": digest_of(root / name), "size": (root / name).stat().st_size} for name in names}
         digest = hashlib.sha256(_canonical({"files": found})).hexdigest()
         write_atomic(root / MANIFEST, _canonical({"digest": digest, "files": found}))
     return digest
@@ -124,7 +125,7 @@ def verify_manifest(folder: str | os.PathLike[str], *, also: Path | None = None)
             found = path.stat().st_size
             if found != size:
                 raise CheckpointError(f"{path}: {found:,} bytes, but {MANIFEST} says {size:,}.", fix=_FETCH)
-            if _sha256(path) != sha256:
+            if digest_of(path) != sha256:
                 raise CheckpointError(f"{path}: its bytes differ from those that were saved (SHA-256).", fix=_FETCH)
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror}).", fix="Check its permissions and the disk.") from error
@@ -220,9 +221,10 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else path
+        at = Path(error.filename) if isinstance(error.filename, str) else path
+        where = "" if at == path or at.name.startswith(f".{path.name}.") else f": {at}"          # nobody knows our temporary files
         advice = _ADVICE.get(error.errno or 0, "Check the path and the disk, then try again.")
-        raise FishpawError(f"{path}: can't be written ({error.strerror or error}: {where}).", fix=advice) from error
+        raise FishpawError(f"{path}: can't be written ({error.strerror or error}{where}).", fix=advice) from error
 
 
 def _real(path: str | os.PathLike[str]) -> Path:
@@ -285,7 +287,8 @@ def _names(root: Path) -> list[str]:
     return sorted((Path(at) / name).relative_to(root).as_posix() for at, _, names in os.walk(root) for name in names)
 
 
-def _sha256(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

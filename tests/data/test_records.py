@@ -55,8 +55,18 @@ def test_a_line_of_ten_megabytes_is_one_line(tmp_path: Path) -> None:
 
 def test_another_encoding_is_named_with_line_and_byte(tmp_path: Path) -> None:
     path = write(tmp_path, "gbk.txt", b"ab\n" + "中文".encode("gbk"))
-    with pytest.raises(DataError, match=r"gbk.txt, line 2: not UTF-8 \(byte 1 is 0xd6\).*iconv"):
+    with pytest.raises(DataError, match=r"gbk.txt, line 2: not UTF-8 \(byte 1 is 0xd6\).*iconv -f gb18030"):
         list(read_lines(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [("中文\n".encode("utf-16"), "iconv -f utf-16"), (gzip.compress(b"a\n"), r"is gzip: end its name with \.gz"),
+     (b"\x89PNG\0\xff\n", "is no text; name a text file")],
+)  # fmt: skip
+def test_what_is_no_text_at_all_is_not_taken_for_gbk(tmp_path: Path, content: bytes, advice: str) -> None:
+    with pytest.raises(DataError, match=f"a.txt, line 1: not UTF-8 .*{advice}"):
+        list(read_lines(write(tmp_path, "a.txt", content)))
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

@@ -17,12 +17,19 @@ import pytest
 
 import fishpaw
 from fishpaw.data import shuffle as module
+from fishpaw.data import shuffle_plan
 from fishpaw.data.shuffle import order, shuffle
 from fishpaw.data.shuffle_plan import WORK, Room
 from fishpaw.errors import ConfigError, DataError, FishpawError
 
 SRC = str(Path(fishpaw.__file__).parents[1])
 TINY = (700, 40, 3000)                                               # bytes of a batch, its lines, memory of a bucket
+
+
+@pytest.fixture(autouse=True)
+def a_small_process(monkeypatch):
+    """As if Python held 100 MB: what the tests before these left in this process is not what they are about."""
+    monkeypatch.setattr(shuffle_plan, "_held", lambda: 100 * 2**20)
 
 
 @pytest.fixture
@@ -243,6 +250,7 @@ def test_a_planted_fault_is_caught_by_the_digest(tmp_path, room, monkeypatch, fa
 KILLED = """
 import os, signal, sys
 from fishpaw.data import shuffle as module
+from fishpaw.data import shuffle_plan
 from fishpaw.data.shuffle_plan import Room
 module._EVERY, module.Room.within = 0, staticmethod(lambda memory: Room({room}))
 left = int(sys.argv[1])

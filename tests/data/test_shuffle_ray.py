@@ -42,25 +42,25 @@ def test_the_same_files_as_from_one_process(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(shuffle_ray, "parted", lambda memory, room: 7)
     paths = write(tmp_path, 5, b"top\n")
     options = {"seed": 3, "header": True, "lines_per_file": 700}
-    ours = shuffle_on_ray(paths, tmp_path / "ray", memory=2**30, **options)
+    ours = shuffle_on_ray(paths, tmp_path / "ray", memory=2**34, **options)
     assert ours == shuffle(paths, tmp_path / "one", memory=2**34, **options)
     assert {path.name for path in (tmp_path / "ray").iterdir()} == {part.name for part in ours.files} | {".shuffle.json"}
     for part in ours.files:
         assert (tmp_path / "ray" / part.name).read_bytes() == (tmp_path / "one" / part.name).read_bytes()
-    assert shuffle_on_ray(paths, tmp_path / "ray", memory=2**30, **options) == ours
-    whole = shuffle_on_ray(paths, tmp_path / "gz", memory=2**30, seed=3, header=True, ending=".txt.gz")
+    assert shuffle_on_ray(paths, tmp_path / "ray", memory=2**34, **options) == ours
+    whole = shuffle_on_ray(paths, tmp_path / "gz", memory=2**34, seed=3, header=True, ending=".txt.gz")
     made = gzip.decompress((tmp_path / "gz" / whole.files[0].name).read_bytes())
     assert made == b"top\n" + b"".join(ALL[at] for at in order(len(ALL), seed=3))
-    aligned = shuffle_on_ray(paths[:2], tmp_path / "aligned", memory=2**30, aligned=True)
+    aligned = shuffle_on_ray(paths[:2], tmp_path / "aligned", memory=2**34, aligned=True)
     assert aligned == shuffle(paths[:2], tmp_path / "two", memory=2**34, aligned=True)
     (tmp_path / "empty").write_bytes(b"")
-    assert shuffle_on_ray([tmp_path / "empty"], tmp_path / "none", memory=2**30).files[0].lines == 0
+    assert shuffle_on_ray([tmp_path / "empty"], tmp_path / "none", memory=2**34).files[0].lines == 0
     paths[1].write_bytes(b"top\nfew\n")
     with pytest.raises(DataError, match="1.txt has 2 lines"):
-        shuffle_on_ray(paths[:2], tmp_path / "new", memory=2**30, aligned=True)
+        shuffle_on_ray(paths[:2], tmp_path / "new", memory=2**34, aligned=True)
     paths[1].write_bytes(b"other\nfew\n")
     with pytest.raises(DataError, match="1.txt: its first line"):
-        shuffle_on_ray(paths[:2], tmp_path / "new", memory=2**30, header=True)
+        shuffle_on_ray(paths[:2], tmp_path / "new", memory=2**34, header=True)
     assert not (tmp_path / "new" / ".shuffle").exists()
 
 

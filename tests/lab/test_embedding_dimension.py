@@ -142,8 +142,14 @@ def test_the_full_form_resumes_part_by_part(cheap: None, tmp_path: Path, monkeyp
     assert full(tmp_path / "half", data=data, tell=told.append, size=SMALL) == whole
     assert [line.endswith("(kept)") for line in told if "held-out loss" in line][-6:] == [True] * 3 + [False] * 3
 
+    read = skip_gram.characters
     monkeypatch.setattr(skip_gram, "characters", lambda *given, **options: pytest.fail("nothing is left to read"))
     assert full(tmp_path / "half", data=data, tell=told.append, size=SMALL) == whole
+    monkeypatch.setattr(skip_gram, "characters", read)
+    path = data / "corpus" / "laws_lawrefbook" / "docs.jsonl.gz"
+    path.write_bytes(path.read_bytes() + gzip.compress(b'{"text": "\xe6\x96\xb0"}\n'))
+    full(tmp_path / "half", data=data, tell=told.append, size=SMALL)
+    assert not any(line.endswith("(kept)") for line in [line for line in told if "held-out loss" in line][-6:])
 
 
 def test_the_full_form_needs_its_text(tmp_path: Path) -> None:

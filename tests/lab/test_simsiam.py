@@ -126,6 +126,12 @@ def test_the_full_form_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch:
     draw(figure, json.loads(json.dumps(whole.series, allow_nan=False)))
     figure.canvas.draw()
     assert len(figure.axes) == 3 and len(whole.rows) == 17
+    drawn = images(tmp_path, per_class=10)
+    other = Images(drawn.pixels.flip(0), drawn.labels, drawn.names)
+    monkeypatch.setattr(simsiam, "read_cifar", lambda data, per_class: other)
+    lines.clear()
+    full(tmp_path / "parts", data=tmp_path, tell=lines.append, size=TINY)
+    assert not any("(kept)" in line for line in lines)                # of other images nothing is
 
 
 def test_verdicts_of_the_full_form_follow_what_was_measured() -> None:

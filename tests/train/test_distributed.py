@@ -40,7 +40,7 @@ def applied(test: Any) -> Any:
 
 
 @applied
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("lamb", marks=pytest.mark.slow)])
 def test_two_processes_are_one_and_a_mean_of_means_is_not(optimizer: str) -> None:
     """50 steps in fp32; batches of 5 rows and one, of 2 to 16 tokens; a head that rows of only one process may ask, one that none asks."""
     found = answers(f"equal_{optimizer}")[f"equal_{optimizer}"]

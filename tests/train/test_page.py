@@ -23,6 +23,7 @@ def script(language: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="needs torch with gloo")
 @pytest.mark.skipif(not Path("/sys/class/net/lo").exists(), reason="needs the loopback device by its Linux name")
 def test_torchrun_launches_it_and_one_process_is_given_the_result(tmp_path: Path) -> None:

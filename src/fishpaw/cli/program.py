@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from fishpaw import __version__
 from fishpaw.cli.arguments import Json, Seed
@@ -50,12 +52,18 @@ def main() -> None:
     if logging.lastResort is not None:                               # the library logs, and leaves it to programs what to do with it
         logging.lastResort.setFormatter(logging.Formatter("fishpaw: %(message)s"))
     try:
-        code = app(standalone_mode=False)                            # else typer draws a box around what it refuses
+        code = _verbs()(standalone_mode=False)                       # else typer draws a box around what it refuses
     except _Refused as error:
         if said := _refusal(error):
             tell(said)
         leave(error.exit_code)
     leave(code or 0)
+
+
+@functools.cache
+def _verbs() -> Any:
+    """All verbs and their options: made once a process, as that takes longer than most of them."""
+    return get_command(app)
 
 
 class Program(TyperGroup):
@@ -86,7 +94,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a small RoFormer on reviews, evaluate it, predict three sentences, save it: the whole way in a minute."""
+    """Show the model that ships at work: it fills blanks, finds near sentences, goes on with texts, and learns to tell reviews apart."""
     from fishpaw import demo as stage
 
     say = beside_a_bar(tell if as_json else write)

@@ -5,6 +5,7 @@ Text is UTF-8, with or without a byte-order mark, with LF or CRLF; `.gz` is unpa
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -104,7 +105,16 @@ def read_lines(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Line
                 yield Line(name, number, text.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8"))
             except UnicodeDecodeError as error:
                 what = f"{name}, line {number}: not UTF-8 (byte {error.start + 1} is 0x{text[error.start]:02x})."
-                budget.spend(DataError(what, fix="Convert it first, e.g. iconv -f gb18030 -t utf-8."))
+                budget.spend(DataError(what, fix=_advice(text)))
+
+
+def _advice(line: bytes) -> str:
+    """What to do about bytes that are no UTF-8."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "Convert it first: iconv -f utf-16 -t utf-8."
+    if line.startswith(b"\x1f\x8b"):
+        return "This is gzip: end its name with .gz."
+    return "This is no text; name a text file." if b"\0" in line else "Convert it first, e.g. iconv -f gb18030 -t utf-8."
 
 
 def read_tsv(path: str | Path, *, skip_bad: int | Budget = 0) -> Iterator[Row]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fishpaw import checks
 from fishpaw.errors import DataError
+from fishpaw.files import digest_of
 from fishpaw.lab import skip_gram
 from fishpaw.lab.findings import Found, Row, Words, interval, sampled
 from fishpaw.lab.parts import part
@@ -125,7 +126,7 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     path = data / "corpus" / "laws_lawrefbook" / "docs.jsonl.gz"
     if not path.is_file():
         raise DataError(f"{path}: no such file.", fix="Name the folder that holds corpus/laws_lawrefbook.")
-    settings = {key: value for key, value in asdict(size).items() if key not in ("seeds", "dimensions")}
+    settings = {key: value for key, value in asdict(size).items() if key not in ("seeds", "dimensions")} | {"text": digest_of(path)}
 
     @functools.cache
     def text() -> skip_gram.Characters:

@@ -228,7 +228,7 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: size.images + size.judged]
     pixels, labels = _scaled(images.pixels[order], size.side), images.labels[order]             # [n c s s]
     learn, held = pixels[: size.images], pixels[size.images :]
-    settings = {**asdict(size), "seed": seed}
+    settings = {**asdict(size), "seed": seed, "read": images.digest}
     del settings["seeds"]
     first, _ = part(keep, "classifier", settings, lambda: _classifier(learn, labels, held, size, seed, tell))
     tell(f"classifier: accuracy {first['accuracy']:.3f}; real against real {first['real']:.3f}, noise {first['noise']:.1f}")
@@ -310,7 +310,9 @@ def _run(
           every=max(size.steps // size.points, 1))  # fmt: skip
     seconds = time.perf_counter() - began - looking
     grid = ((samples(maker, z[:64]) + 1) * 127.5).round().byte()       # [64 c s s]
-    return {"steps": steps, "distances": distances, "seconds_per_step": seconds / size.steps, "grid": grid.permute(0, 2, 3, 1).tolist()}
+    sheet = {"shape": [*grid.permute(0, 2, 3, 1).shape],
+             "base64": base64.b64encode(grid.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).decode("ascii")}
+    return {"steps": steps, "distances": distances, "seconds_per_step": seconds / size.steps, "grid": sheet}
 
 
 def _compared(runs: Mapping[str, list[dict[str, Any]]], first: Mapping[str, Any], size: Size) -> Found:
@@ -386,7 +388,7 @@ def _draw_parts(figure: Figure, series: Mapping[str, Any]) -> None:
 def _draw_images(figure: Figure, series: Mapping[str, Any]) -> None:
     *grids, curves = figure.subplots(1, len(series["grids"]) + 1)
     for axes, (name, grid) in zip(grids, series["grids"].items(), strict=True):
-        images = torch.tensor(grid, dtype=torch.uint8)                 # [64 s s c]
+        images = torch.frombuffer(bytearray(base64.b64decode(grid["base64"])), dtype=torch.uint8).view(grid["shape"])         # [64 s s c]
         side, depth = images.shape[1], images.shape[-1]
         sheet = images.view(8, 8, side, side, depth).permute(0, 2, 1, 3, 4).reshape(8 * side, 8 * side, depth)
         axes.imshow(sheet.expand(-1, -1, 3).numpy(), interpolation="nearest")

@@ -7,6 +7,7 @@ error that names the file. Formats: kexue.fm/archives/6549 uses both sets; idx: 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import math
 import re
@@ -43,6 +44,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """Stands for all pixels and labels."""
+        return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
 
 def read_cifar(data: Path, *, per_class: int = 1000) -> Images:

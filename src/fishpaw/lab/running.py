@@ -13,7 +13,7 @@ from fishpaw import __version__
 from fishpaw.errors import ConfigError, DataError
 from fishpaw.files import lock, write_atomic
 from fishpaw.lab.catalogue import load, with_full
-from fishpaw.lab.records import Record, make, write
+from fishpaw.lab.records import Record, make, read, write
 
 __all__ = ["at_once", "in_full"]
 
@@ -31,7 +31,8 @@ def at_once(name: str, *, seed: int = 0) -> Record:
 def in_full(
     name: str, out: Path, *, tell: Callable[[str], None], seed: int = 0, data: Path | None = None, size: Any = None
 ) -> Record:  # fmt: skip
-    """The full form of an analysis; out/record.json at its end. The same call again goes on where a stopped one was.
+    """The full form of an analysis; out/record.json at its end. The same call again goes on where a stopped one was;
+    of a finished one it gives the record.
 
     out: holds settings.json and the finished parts, in `parts`. tell: is given a line now and then. size: default: the analysis's own.
     Errors: ConfigError for a name without a full form and for a folder of another seed, size or version; DataError for what the analysis
@@ -45,6 +46,9 @@ def in_full(
     with lock(out, timeout=1):
         before = _seconds_before(out / "settings.json", settings)
         began = time.monotonic()
+        if (out / "record.json").exists():
+            tell(f"finished before: {out / 'record.json'}")
+            return read(out / "record.json")
         (out / "parts").mkdir(parents=True, exist_ok=True)
         try:
             found = analysis.full(out / "parts", seed=seed, data=data, tell=tell, size=chosen)

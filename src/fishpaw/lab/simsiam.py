@@ -218,9 +218,10 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
         raise ConfigError(f"{len(images)} images; {size.images} + {size.held} are wanted.", fix="Make images or held smaller.")
     pixels = images.pixels.float() / 255                               # [n 3 32 32]
     runs: dict[str, list[dict[str, Any]]] = {}
+    digest = images.digest
     for number in range(size.seeds):                                   # seed by seed: what is there after a part of the time is comparable
         for variant in VARIANTS:
-            settings = {**asdict(size), "variant": variant, "seed": seed + number}
+            settings = {**asdict(size), "variant": variant, "seed": seed + number, "images": digest}
             del settings["seeds"]
             result, known = part(keep, f"{variant}-{seed + number}", settings,
                                  lambda v=variant, n=number: _run(v, pixels, images, seed + n, size, tell))  # type: ignore[misc]  # a lambda

@@ -23,7 +23,7 @@ from fishpaw.errors import ConfigError, DataError, FishpawError
 from fishpaw.model.transformer import Transformer
 from fishpaw.tasks.encode import bar, packed
 from fishpaw.tasks.training import refuse_ending
-from fishpaw.text.encoding import Encoding, Tokenizer
+from fishpaw.text.encoding import Encoding, Tokenizer, affixes
 from fishpaw.weights.load import load
 
 __all__ = ["Alternative", "Question", "Score", "Scored", "ScoredToken", "Way", "Window", "windows"]
@@ -141,7 +141,7 @@ class Score:
         self.top, self.margin, self.rank = top, margin, rank
         self.way = _way(model)
         self.mask_id = tokenizer.mask_id if self.way == "masked" else None
-        before, after = _added(tokenizer)
+        before, after = affixes(tokenizer)
         if self.way == "causal":                                       # what follows the text changes nothing
             before, after = before or (_start(model, tokenizer),), ()
         self.before, self.after = before, after
@@ -350,13 +350,6 @@ def _way(model: Transformer) -> Way:
         case "causal":
             return "causal"
     raise ConfigError("A model with the mask 'unilm' reads a text and answers it.", fix='Change its mask to "full" (n passes) or "causal".')
-
-
-def _added(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that a tokenizer puts before a text, and behind it."""
-    whole, bare = tokenizer.encode("a").ids, tokenizer.encode("a", special=False).ids
-    start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
-    return tuple(whole[:start]), tuple(whole[start + len(bare) :])
 
 
 def _start(model: Transformer, tokenizer: Tokenizer) -> int:

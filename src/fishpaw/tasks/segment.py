@@ -20,7 +20,7 @@ from fishpaw.errors import ConfigError, DataError
 from fishpaw.interpret.perturbed_masking import Metric, impacts, l2, refuse_unfit
 from fishpaw.interpret.segmentation import below, correlations, spans, valleys
 from fishpaw.model.transformer import Transformer
-from fishpaw.text.encoding import Encoding, Tokenizer
+from fishpaw.text.encoding import Encoding, Tokenizer, affixes
 from fishpaw.weights.load import load
 
 __all__ = ["Layout", "Part", "Segment", "Segmented", "Unit", "parts", "units"]
@@ -71,10 +71,8 @@ class Layout:
     @classmethod
     def of(cls, model: Transformer, tokenizer: Tokenizer, *, longest: int | None) -> Layout:
         """longest: tokens that are read together, those that the tokenizer adds included."""
-        whole, bare = tokenizer.encode("a").ids, tokenizer.encode("a", special=False).ids
-        start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
-        added = len(whole) - len(bare)
-        return cls(tuple(whole[:start]), tuple(whole[start + len(bare) :]), None if longest is None else longest - added)
+        before, after = affixes(tokenizer)
+        return cls(before, after, None if longest is None else longest - len(before) - len(after))
 
     def lay(self, ids: Sequence[int], lengths: Sequence[int]) -> tuple[torch.Tensor, list[range]]:
         """The tokens of a text, and how many each unit has -> ids [t] as the model reads them, and the places of each unit."""

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from fishpaw.errors import ConfigError, DataError
 
-__all__ = ["Encoding", "Pieces", "Side", "Tokenizer", "assemble", "check_pairs", "room", "share"]
+__all__ = ["Encoding", "Pieces", "Side", "Tokenizer", "affixes", "assemble", "check_pairs", "room", "share"]
 
 Side = Literal["left", "right"]
 
@@ -114,6 +114,13 @@ def share(first: int, second: int, room: int) -> tuple[int, int]:
     else:
         short, long = room // 2, room - room // 2
     return (long, short) if first > second else (short, long)
+
+
+def affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a tokenizer puts before a text, and behind it."""
+    whole, bare = tokenizer.encode("a").ids, tokenizer.encode("a", special=False).ids
+    start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+    return tuple(whole[:start]), tuple(whole[start + len(bare) :])
 
 
 def check_pairs(texts: Sequence[str], pairs: Sequence[str] | None) -> None:

@@ -16,7 +16,7 @@ import fishpaw
 import fishpaw.lab
 from fishpaw.cli import program
 from fishpaw.cli.lab import lab
-from fishpaw.lab import drawing, records
+from fishpaw.lab import drawing, records, running
 from fishpaw.lab.running import in_full
 
 HEAD = '''"""A planted analysis."""
@@ -199,6 +199,14 @@ def test_without_matplotlib_a_table_is_still_a_table(fishpaw_, planted, monkeypa
     assert fishpaw_("lab", "small").code == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder where nobody may make one")
+def test_a_report_that_can_not_be_written_is_told_before_anything_is_measured(fishpaw_, refused, planted, monkeypatch):
+    pytest.importorskip("matplotlib")
+    planted(small=RIGHT)
+    monkeypatch.setattr(running, "at_once", lambda *given, **options: pytest.fail("it was measured"))
+    refused(fishpaw_("lab", "all", "--out", "/proc/here"), "/proc/here/report.html: can't be written")
+
+
 def test_the_report_of_all(fishpaw_, planted):
     pytest.importorskip("matplotlib")
     folder = planted(large=RIGHT + FULL, small=RIGHT)
@@ -242,7 +250,7 @@ def test_ctrl_c_ends_the_report_and_writes_none(fishpaw_, planted):
     pytest.importorskip("matplotlib")
     folder = planted(a=RIGHT.replace("    return", "    raise KeyboardInterrupt\n    return", 1))
     done = fishpaw_("lab", "all")
-    assert done.code == 130 and not (folder / "runs").exists()
+    assert done.code == 130 and not [path for path in (folder / "runs").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("words", ["lab large", "lab all"])

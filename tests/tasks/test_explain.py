@@ -311,3 +311,9 @@ def test_a_text_longer_than_what_is_read_is_marked(trained):
         assert found.cut == found.figures["cut"] == cut, (text, pair)
         assert (len(found.tokens) < len(text + (pair or ""))) == cut
     assert not Explain(trained.model, trained.tokenizer).explain("今天好气我" * 9, method=gradient_times_input).cut
+
+
+def test_a_model_that_reads_any_length_is_asked_for_no_more_than_its_config_says(trained):
+    free = Transformer(trained.model.config.change({"position": "rotary", "max_positions": 31}))
+    assert free.longest is None and Explain(free, trained.tokenizer).max_length == 31
+    assert Explain(free, trained.tokenizer, max_length=40).max_length == 40

@@ -132,7 +132,7 @@ def _whole(name: str, out: Path, data: Path | None, lang: Language, seed: int, a
 def _report(out: Path, lang: Language, seed: int, as_json: bool) -> None:
     from tqdm.auto import tqdm
 
-    from fishpaw.files import write_atomic
+    from fishpaw.files import file_atomic
     from fishpaw.lab import catalogue, drawing, records
     from fishpaw.lab.report import page
 
@@ -140,15 +140,14 @@ def _report(out: Path, lang: Language, seed: int, as_json: bool) -> None:
     check_out(out)
     found = catalogue.entries()
     kept = {entry.name: records.kept(entry.name) for entry in found}           # a damaged one is told before anything runs
-    say, sections = beside_a_bar(write), []
-    with tqdm(found, unit="analysis", disable=None) as bar:
+    say, sections, path = beside_a_bar(write), [], out / "report.html"
+    with file_atomic(path) as file, tqdm(found, unit="analysis", disable=None) as bar:         # opened before minutes of computing
         for entry in bar:
             bar.set_postfix_str(entry.name)
             sections.append(one := _measured(entry, kept[entry.name], seed))
             if as_json:
                 say(json.dumps(_object(one.entry, one.record, one.recorded, one.error), ensure_ascii=False))
-    path = out / "report.html"
-    write_atomic(path, page(sections, language=_language(lang), seed=seed))
+        file.write(page(sections, language=_language(lang), seed=seed).encode("utf-8"))
     (tell if as_json else write)(f"{path}")
     _conclude(sections)
 

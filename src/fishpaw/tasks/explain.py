@@ -100,7 +100,8 @@ class Explain:
     >>> found = task.explain("房间很干净，就是有点小")
     >>> found.label, [(one.token, one.score) for one in found.tokens]
 
-    max_length: in tokens, longer texts are cut on the right; None: what the model reads. tokens: a forward reads so many points of the line
+    max_length: in tokens, longer texts are cut on the right; None: what the model reads, and where that is any number, its
+    config's max_positions. tokens: a forward reads so many points of the line
     as have about so many tokens together; memory grows with it. pairs: whether the classifier was trained on pairs of texts; None: not
     known. Errors: ConfigError for a model that has neither head, looks only back at a [MASK], or reads an encoder.
     """
@@ -117,7 +118,7 @@ class Explain:
         self.model, self.tokenizer, self.pairs, self.tokens = model, tokenizer, pairs, tokens
         self.head = head if isinstance(head, Classifier) else None
         lengths = [length for length in (max_length, model.longest) if length is not None]
-        self.max_length = min(lengths, default=None)
+        self.max_length = min(lengths, default=model.config.max_positions)
 
     @classmethod
     def load(cls, name: str | Path, *, changes: Mapping[str, Any] | None = None, max_length: int | None = None) -> Explain:
@@ -129,7 +130,7 @@ class Explain:
         pairs = saved.get("pairs")
         task = cls(model, tokenizer, max_length=saved.get("max_length") if max_length is None else max_length,
                    pairs=pairs if isinstance(pairs, bool) else None)
-        if max_length is not None and task.max_length is not None and task.max_length < max_length:
+        if max_length is not None and task.max_length < max_length:
             _log.warning("max_length is %d, but the model has %d positions: texts are cut there", max_length, task.max_length)
         return task
 
@@ -162,8 +163,7 @@ class Explain:
         if self.model.compute is not None:
             raise ConfigError("The model is packed for inference, without gradients.", fix="Explain before prepare().")
         encoding = self.tokenizer.encode(text, pair, max_length=self.max_length)
-        longest = self.max_length
-        cut = longest is not None and len(encoding) == longest < len(self.tokenizer.encode(text, pair))
+        cut = len(encoding) == self.max_length < len(self.tokenizer.encode(text, pair))
         special = self.tokenizer.special_ids
         asked = self._asked(encoding.ids)
         fixed = [at == asked or id in special and encoding.offsets[at] == (0, 0) for at, id in enumerate(encoding.ids)]

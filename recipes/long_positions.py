@@ -3,7 +3,7 @@
     python recipes/long_positions.py --corpus runs/open_corpus [--model fishpaw-small] [--out runs/long_positions] [--smoke]
 
 The twin of --model: its weights, but a learned table of 128 positions in the place of rotations, which begins as sinusoids as large as
-the characters' vectors (from small random values it is at 14 % of hidden characters for 1,200 steps), and taught with it to find hidden
+the characters' vectors (from small random values it learns next to nothing in so few steps), and taught with it to find hidden
 characters in rows of 128. Then its table is made to serve 512 without training (kexue.fm/archives/7947), and trained on for 500 steps at
 that length. Measured on unseen documents of 510 characters and more: the share of hidden characters found in each stretch of 128 places,
 and, as "cut", where each stretch is read for itself. A stopped run goes on. --corpus is what recipes/open_corpus.py made.

@@ -146,7 +146,7 @@ if "probe" in arguments.only:
         say("probe", who, accuracy=accuracy(linear.predict(asked).tolist(), true))
 
 def tuned(part, start):
-    """The accuracy of classifiers that began as `start`; the rate was chosen on 1,500 of the reviews to train on."""
+    """The accuracy of classifiers that began as `start`."""
     scores = []
     for seed in range(1 if arguments.smoke else 3):
         task = Classify.load(start, labels=sorted({one.labels[0] for one in train}), max_length=128, mask="full", seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def test_the_full_form_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(simsiam, "read_cifar", lambda data, per_class: other)
     lines.clear()
     full(tmp_path / "parts", data=tmp_path, tell=lines.append, size=TINY)
-    assert not any("(kept)" in line for line in lines)                # of other images nothing is
+    full(tmp_path / "parts", data=tmp_path, tell=lines.append, size=replace(TINY, images=60, held=36))
+    assert not any("(kept)" in line for line in lines)                # of other images, or of others to train on, nothing is
 
 
 def test_verdicts_of_the_full_form_follow_what_was_measured() -> None:

@@ -156,12 +156,12 @@ def test_long_runs_of_letters_are_parted_before_they_fill_a_window(bert):
 
 
 def test_what_the_tokenizer_adds_is_laid_around(bert, pipeline):
-    model, tokenizer = bert
-    layout = Layout.of(model, tokenizer, longest=31)
+    tokenizer = bert[1]
+    layout = Layout.of(tokenizer, longest=31)
     assert (layout.before, layout.after, layout.room) == ((tokenizer.vocab.id("[CLS]"),), (tokenizer.vocab.id("[SEP]"),), 29)
     ids, places = layout.lay([7, 8, 9], [1, 2])
     assert ids.tolist() == [*layout.before, 7, 8, 9, *layout.after] and [*map(list, places)] == [[1], [2, 3]]
-    bare = Layout.of(model, pipeline("$A </s>"), longest=None)
+    bare = Layout.of(pipeline("$A </s>"), longest=None)
     assert bare.before == () and len(bare.after) == 1 and bare.room is None
 
 

@@ -126,7 +126,7 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     path = data / "corpus" / "laws_lawrefbook" / "docs.jsonl.gz"
     if not path.is_file():
         raise DataError(f"{path}: no such file.", fix="Name the folder that holds corpus/laws_lawrefbook.")
-    settings = {key: value for key, value in asdict(size).items() if key not in ("seeds", "dimensions")} | {"text": digest_of(path)}
+    settings = {key: value for key, value in asdict(size).items() if key not in ("seeds", "dimensions")} | {"data": digest_of(path)}
 
     @functools.cache
     def text() -> skip_gram.Characters:

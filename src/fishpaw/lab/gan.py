@@ -228,7 +228,7 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: size.images + size.judged]
     pixels, labels = _scaled(images.pixels[order], size.side), images.labels[order]             # [n c s s]
     learn, held = pixels[: size.images], pixels[size.images :]
-    settings = {**asdict(size), "seed": seed, "read": images.digest}
+    settings = {**asdict(size), "seed": seed, "data": images.digest}
     del settings["seeds"]
     first, _ = part(keep, "classifier", settings, lambda: _classifier(learn, labels, held, size, seed, tell))
     tell(f"classifier: accuracy {first['accuracy']:.3f}; real against real {first['real']:.3f}, noise {first['noise']:.1f}")
@@ -309,10 +309,9 @@ def _run(
           critic_rate=size.critic_rate, draw=draw, tell=lambda line: tell(f"{name}, seed {seed}, {line}"), see=see,
           every=max(size.steps // size.points, 1))  # fmt: skip
     seconds = time.perf_counter() - began - looking
-    grid = ((samples(maker, z[:64]) + 1) * 127.5).round().byte()       # [64 c s s]
-    sheet = {"shape": [*grid.permute(0, 2, 3, 1).shape],
-             "base64": base64.b64encode(grid.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).decode("ascii")}
-    return {"steps": steps, "distances": distances, "seconds_per_step": seconds / size.steps, "grid": sheet}
+    made = ((samples(maker, z[:64]) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)            # [64 s s c]
+    grid = {"shape": [*made.shape], "base64": base64.b64encode(made.numpy().tobytes()).decode("ascii")}
+    return {"steps": steps, "distances": distances, "seconds_per_step": seconds / size.steps, "grid": grid}
 
 
 def _compared(runs: Mapping[str, list[dict[str, Any]]], first: Mapping[str, Any], size: Size) -> Found:

@@ -221,7 +221,7 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     digest = images.digest
     for number in range(size.seeds):                                   # seed by seed: what is there after a part of the time is comparable
         for variant in VARIANTS:
-            settings = {**asdict(size), "variant": variant, "seed": seed + number, "images": digest}
+            settings = {**asdict(size), "variant": variant, "seed": seed + number, "data": digest}
             del settings["seeds"]
             result, known = part(keep, f"{variant}-{seed + number}", settings,
                                  lambda v=variant, n=number: _run(v, pixels, images, seed + n, size, tell))  # type: ignore[misc]  # a lambda

@@ -81,6 +81,13 @@ class Transformer(nn.Module):
         limits = [position.length for position in self.positions if isinstance(position.length, int)]
         return min(limits, default=None)
 
+    def reading(self, max_length: int | None) -> int:
+        """How many tokens of a text a task reads together: `max_length`, as far as there are positions; None: all of them, and where they
+        have no end, the config's max_positions."""
+        if max_length is None:
+            return self.config.max_positions if self.longest is None else self.longest
+        return max_length if self.longest is None else min(max_length, self.longest)
+
     @property
     def table(self) -> Tensor:
         """The vectors of the tokens, [v e]."""

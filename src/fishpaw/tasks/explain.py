@@ -101,9 +101,9 @@ class Explain:
     >>> found.label, [(one.token, one.score) for one in found.tokens]
 
     max_length: in tokens, longer texts are cut on the right; None: what the model reads, and where that is any number, its
-    config's max_positions. tokens: a forward reads so many points of the line
-    as have about so many tokens together; memory grows with it. pairs: whether the classifier was trained on pairs of texts; None: not
-    known. Errors: ConfigError for a model that has neither head, looks only back at a [MASK], or reads an encoder.
+    config's max_positions. tokens: a forward reads so many points of the line as have about so many tokens together; memory grows with
+    it. pairs: whether the classifier was trained on pairs of texts; None: not known. Errors: ConfigError for a model that has neither
+    head, looks only back at a [MASK], or reads an encoder.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, max_length: int | None = None, pairs: bool | None = None,
@@ -117,8 +117,7 @@ class Explain:
             raise ConfigError("The model has no classifier, and no head mlm with a full mask.", fix=fix)
         self.model, self.tokenizer, self.pairs, self.tokens = model, tokenizer, pairs, tokens
         self.head = head if isinstance(head, Classifier) else None
-        lengths = [length for length in (max_length, model.longest) if length is not None]
-        self.max_length = min(lengths, default=model.config.max_positions)
+        self.max_length = model.reading(max_length)
 
     @classmethod
     def load(cls, name: str | Path, *, changes: Mapping[str, Any] | None = None, max_length: int | None = None) -> Explain:

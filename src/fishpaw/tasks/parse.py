@@ -69,7 +69,7 @@ class Parse:
         refuse_unfit(model, layer=layer)
         self.model, self.tokenizer, self.mask_id = model, tokenizer, tokenizer.mask_id
         self.layer, self.metric = layer, metric
-        self.layout = Layout.of(model, tokenizer, longest=model.longest)
+        self.layout = Layout.of(tokenizer, longest=model.longest)
 
     @classmethod
     def load(cls, name: str | Path, *, changes: Mapping[str, Any] | None = None, layer: int = -1, metric: Metric = l2) -> Parse:

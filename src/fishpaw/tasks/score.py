@@ -145,8 +145,7 @@ class Score:
         if self.way == "causal":                                       # what follows the text changes nothing
             before, after = before or (_start(model, tokenizer),), ()
         self.before, self.after = before, after
-        longest = model.config.max_positions if model.longest is None else model.longest
-        length = longest if max_length is None else max_length if model.longest is None else min(max_length, longest)
+        length = model.reading(max_length)
         self.room = length - len(before) - len(after)
         if self.room < 1:
             what = f"max_length is {length}: no room for a token of the text beside those that the tokenizer adds."

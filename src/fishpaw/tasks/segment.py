@@ -69,7 +69,7 @@ class Layout:
     room: int | None
 
     @classmethod
-    def of(cls, model: Transformer, tokenizer: Tokenizer, *, longest: int | None) -> Layout:
+    def of(cls, tokenizer: Tokenizer, *, longest: int | None) -> Layout:
         """longest: tokens that are read together, those that the tokenizer adds included."""
         before, after = affixes(tokenizer)
         return cls(before, after, None if longest is None else longest - len(before) - len(after))
@@ -102,9 +102,8 @@ class Segment:
             check_whole("max_length", max_length, 1, None)
         self.model, self.tokenizer, self.mask_id = model, tokenizer, tokenizer.mask_id
         self.threshold, self.layer, self.metric = threshold, layer, metric
-        longest = model.config.max_positions if model.longest is None else model.longest
-        length = longest if max_length is None else max_length if model.longest is None else min(max_length, longest)
-        self.layout = Layout.of(model, tokenizer, longest=length)
+        length = model.reading(max_length)
+        self.layout = Layout.of(tokenizer, longest=length)
         self.room = self.layout.room or 0
         if self.room < 2:
             raise ConfigError(f"max_length is {length}: no room for two tokens of the text beside those that the tokenizer adds.",

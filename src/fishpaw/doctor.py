@@ -107,7 +107,7 @@ def examine(*, seconds: float = 1.5) -> list[Finding]:
         _compiler(),
         *(Finding(package, _version(package)) for package in _REQUIRED),
         *_extras(),
-        Finding("next", "fishpaw demo: train, evaluate, predict and save in a minute"),
+        Finding("next", "fishpaw demo: fill, compare, write and learn, in a minute"),
     ]
     return findings
 

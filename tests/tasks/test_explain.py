@@ -317,3 +317,11 @@ def test_a_model_that_reads_any_length_is_asked_for_no_more_than_its_config_says
     free = Transformer(trained.model.config.change({"position": "rotary", "max_positions": 31}))
     assert free.longest is None and Explain(free, trained.tokenizer).max_length == 31
     assert Explain(free, trained.tokenizer, max_length=40).max_length == 40
+
+
+def test_a_mask_behind_what_is_read_is_told_apart_from_none(pretrained):
+    task = Explain.load(pretrained("bert"), max_length=6)
+    with pytest.raises(DataError, match=r"has no \[MASK\] among the 6 tokens that are read\."):
+        task.explain("今天好气我[MASK]")
+    with pytest.raises(DataError, match=r"has no \[MASK\]\."):
+        task.explain("今天")

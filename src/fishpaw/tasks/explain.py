@@ -164,7 +164,7 @@ class Explain:
         encoding = self.tokenizer.encode(text, pair, max_length=self.max_length)
         cut = len(encoding) == self.max_length < len(self.tokenizer.encode(text, pair))
         special = self.tokenizer.special_ids
-        asked = self._asked(encoding.ids)
+        asked = self._asked(encoding.ids, cut)
         fixed = [at == asked or id in special and encoding.offsets[at] == (0, 0) for at, id in enumerate(encoding.ids)]
         if all(fixed):
             raise DataError("The text has no token to explain.", fix="Leave empty lines out.")
@@ -188,14 +188,15 @@ class Explain:
         )  # fmt: skip
         return Explanation(text, pair, self.labels[index], found.at_input, found.at_baseline, found.error, found.points, told, cut)
 
-    def _asked(self, ids: list[int]) -> int | None:
+    def _asked(self, ids: list[int], cut: bool) -> int | None:
         """Where the [MASK] is that a masked language model is asked about."""
         if self.head is not None:
             return None
         places = [at for at, id in enumerate(ids) if id == self.tokenizer.mask_id]
         if len(places) != 1:
             mask = self.tokenizer.tokens[self.tokenizer.mask_id]
-            raise DataError(f"The text has {len(places) or 'no'} {mask}.", fix=f"Write one {mask}, where a token is asked about.")
+            within = f" among the {self.max_length} tokens that are read" if cut else ""
+            raise DataError(f"The text has {len(places) or 'no'} {mask}{within}.", fix=f"Write one {mask}, where a token is asked about.")
         return places[0]
 
     def _scores(self, ids: Tensor, segments: list[int], asked: int | None) -> Scores:

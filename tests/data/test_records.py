@@ -61,7 +61,7 @@ def test_another_encoding_is_named_with_line_and_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "advice"),
-    [("中文\n".encode("utf-16"), "iconv -f utf-16"), (gzip.compress(b"a\n"), r"is gzip: end its name with \.gz"),
+    [("中文\n".encode("utf-16"), "iconv -f utf-16"), (gzip.compress(b"a\n", mtime=0), r"is gzip: end its name with \.gz"),
      (b"\x89PNG\0\xff\n", "is no text; name a text file")],
 )  # fmt: skip
 def test_what_is_no_text_at_all_is_not_taken_for_gbk(tmp_path: Path, content: bytes, advice: str) -> None:

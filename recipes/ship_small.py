@@ -96,8 +96,9 @@ Weights: Apache-2.0. The texts are old and new, legal, technical and literary; w
 
 ## Measured
 
-By `recipes/small_report.py` on texts that it never read (fill: share of hidden characters found; write: perplexity a character; similar:
-Spearman's correlation or area under the curve; probe, tune, adapt: accuracy on reviews). What isn't here hasn't been measured.
+By `recipes/small_report.py` on texts that it never read: fill: share of hidden characters found; write: perplexity a character; similar:
+Spearman's correlation or area under the curve; accuracy on reviews: probe: of a linear classifier on the frozen model's vectors; tune: of
+the fine-tuned model; adapt: the same after it has read the training reviews without labels. What isn't here hasn't been measured.
 {chr(10).join(tables)}
 """
 (arguments.out / "README.md").write_text(card, encoding="utf-8")

@@ -141,11 +141,11 @@ def test_the_full_form_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch:
     calls: list[int] = []
     real = gan.train
 
-    def until_stopped(*args: Any, **options: Any) -> None:
+    def until_stopped(*args: Any, **options: Any) -> Any:
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(1)
-        real(*args, **options)
+        return real(*args, **options)
 
     monkeypatch.setattr(gan, "train", until_stopped)
     with pytest.raises(KeyboardInterrupt):

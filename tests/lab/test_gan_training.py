@@ -42,14 +42,15 @@ def test_the_penalty_reaches_the_critics_weights_and_not_the_images() -> None:
     assert critic.weight.grad is not None and critic.weight.grad.abs().max() > 0 and fake.grad is None
 
 
-def run(loss, steps: int = 2) -> tuple[nn.Module, nn.Module, list[int], list[str]]:
+def run(loss, steps: int = 2, *, decay: float = 0.5, every: int = 2, see=lambda step, mean: None):
+    """The generator, the critic, the mean, and what was told."""
     torch.manual_seed(0)
     maker, critic = generator("dcgan", side=8, size=3, width=2), discriminator(side=8, width=2)
-    seen: list[int] = []
     lines: list[str] = []
-    train(maker, critic, torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(1)), size=3, steps=steps, batch=4, loss=loss,
-          rate=0.01, critic_rate=0.01, draw=torch.Generator().manual_seed(2), tell=lines.append, see=seen.append, every=2)  # fmt: skip
-    return maker, critic, seen, lines
+    mean = train(maker, critic, torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(1)), size=3, steps=steps, batch=4,
+                 loss=loss, rate=0.01, critic_rate=0.01, decay=decay, draw=torch.Generator().manual_seed(2), tell=lines.append, see=see,
+                 every=every)  # fmt: skip
+    return maker, critic, mean, lines
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -64,30 +65,35 @@ def test_both_networks_learn_and_the_seed_decides(loss) -> None:
 
 
 def test_it_is_looked_at_before_each_so_many_steps_and_at_the_end() -> None:
-    assert run("hinge", steps=5)[2] == [0, 2, 4, 5]
+    seen: list[int] = []
+    run("hinge", steps=5, see=lambda step, mean: seen.append(step))
+    assert seen == [0, 2, 4, 5]
 
 
 def test_looking_does_not_change_what_is_learned() -> None:
-    """A look puts the generator to rest, as `samples` does: its BatchNorm reads the batch again at the next step, the first one, too."""
-    modes: list[bool] = []
+    def look(step: int, mean: nn.Module) -> None:
+        samples(mean, torch.randn(5, 3, generator=torch.Generator().manual_seed(step)))
 
-    def trained(look: bool) -> nn.Module:
-        torch.manual_seed(0)
-        maker, critic = generator("dcgan", side=8, size=3, width=2), discriminator(side=8, width=2)
+    (seen, _, theirs, _), (alone, _, own, _) = run("hinge", steps=5, see=look), run("hinge", steps=5)
+    for one, other in ((seen, alone), (theirs, own)):
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
-        def see(step: int) -> None:
-            if look:
-                samples(maker, torch.randn(5, 3, generator=torch.Generator().manual_seed(step)))
 
-        handle = maker.register_forward_hook(lambda module, given, made: modes.append(len(made) == 4 and not module.training))
-        train(maker, critic, torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(1)), size=3, steps=5, batch=4, loss="hinge",
-              rate=0.01, critic_rate=0.01, draw=torch.Generator().manual_seed(2), tell=lambda line: None, see=see, every=2)  # fmt: skip
-        handle.remove()
-        return maker
-
-    seen, alone = trained(True), trained(False)
-    assert not any(modes)
-    assert all(torch.equal(a, b) for a, b in zip(seen.state_dict().values(), alone.state_dict().values(), strict=True))
+def test_the_mean_is_that_of_the_generators_weights_and_statistics_after_each_step() -> None:
+    generators: dict[int, dict[str, torch.Tensor]] = {}
+    for steps in range(1, 5):                                          # as many steps from the same start: the state after each
+        generators[steps] = {name: one.double() for name, one in run("hinge", steps=steps)[0].state_dict().items()}
+    found = run("hinge", steps=4, decay=0.75)[2].module.state_dict()
+    moved = 0.0
+    for name in (name for name, one in found.items() if one.is_floating_point()):
+        expected = generators[1][name]
+        for steps in range(2, 5):
+            expected = 0.75 * expected + 0.25 * generators[steps][name]
+        torch.testing.assert_close(found[name].double(), expected, atol=1e-6, rtol=0)
+        moved = max(moved, float((generators[4][name] - expected).abs().max())) if "running" in name else moved
+    assert moved > 1e-3                                                # the last step's statistics would be found out
+    last, _, mean, _ = run("hinge", steps=4, decay=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(mean.module.parameters(), last.parameters(), strict=True))
 
 
 def test_images_all_of_one_grey_are_learned() -> None:
@@ -97,7 +103,7 @@ def test_images_all_of_one_grey_are_learned() -> None:
     z = torch.randn(64, 3)
     before = abs(float(samples(maker, z).mean()) - 0.6)
     train(maker, critic, torch.full((16, 1, 8, 8), 0.6), size=3, steps=80, batch=16, loss="hinge", rate=5e-3, critic_rate=5e-3,
-          draw=torch.Generator().manual_seed(0), tell=lambda line: None, see=lambda step: None, every=200)  # fmt: skip
+          decay=0.5, draw=torch.Generator().manual_seed(0), tell=lambda line: None, see=lambda step, mean: None, every=200)  # fmt: skip
     assert abs(float(samples(maker, z).mean()) - 0.6) < 0.3 < before
 
 

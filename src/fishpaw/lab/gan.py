@@ -198,7 +198,7 @@ def _costs() -> tuple[list[Row], dict[str, Any]]:
 @dataclass(frozen=True)
 class Size:
     """images to train on; judged: how many made images are compared with as many held ones; seeds and steps of each generator; side: pixels
-    that 32 are averaged to, 16 for a quarter of the time."""
+    that 32 are averaged to, 16 for a quarter of the time; decay: of the mean of a generator's weights, which makes the images."""
 
     kind: Literal["mnist", "cifar"] = "mnist"
     images: int = 7500
@@ -212,6 +212,7 @@ class Size:
     batch: int = 64
     rate: float = 1e-3
     critic_rate: float = 2e-3
+    decay: float = 0.995
     loss: Loss = "hinge"
     epochs: int = 5
 
@@ -297,19 +298,19 @@ def _run(
     distances: list[float] = []
     looking = 0.0
 
-    def see(step: int) -> None:
+    def see(step: int, mean: nn.Module) -> None:
         nonlocal looking
         began = time.perf_counter()
         steps.append(step)
-        distances.append(between_sets(judge.features(samples(maker, z)), truth))
+        distances.append(between_sets(judge.features(samples(mean, z)), truth))
         looking += time.perf_counter() - began
 
     began = time.perf_counter()
-    train(maker, critic, learn, size=size.z, steps=size.steps, batch=size.batch, loss=size.loss, rate=size.rate,
-          critic_rate=size.critic_rate, draw=draw, tell=lambda line: tell(f"{name}, seed {seed}, {line}"), see=see,
-          every=max(size.steps // size.points, 1))  # fmt: skip
+    mean = train(maker, critic, learn, size=size.z, steps=size.steps, batch=size.batch, loss=size.loss, rate=size.rate,
+                 critic_rate=size.critic_rate, decay=size.decay, draw=draw, tell=lambda line: tell(f"{name}, seed {seed}, {line}"),
+                 see=see, every=max(size.steps // size.points, 1))  # fmt: skip
     seconds = time.perf_counter() - began - looking
-    made = ((samples(maker, z[:64]) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)            # [64 s s c]
+    made = ((samples(mean, z[:64]) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)            # [64 s s c]
     grid = {"shape": [*made.shape], "base64": base64.b64encode(made.numpy().tobytes()).decode("ascii")}
     return {"steps": steps, "distances": distances, "seconds_per_step": seconds / size.steps, "grid": grid}
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, softplus
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 __all__ = ["LOSSES", "Classifier", "Loss", "classify", "gradient_penalty", "losses", "samples", "train"]
 
@@ -41,20 +42,24 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 
 def train(
     generator: nn.Module, critic: nn.Module, pixels: Tensor, *, size: int, steps: int, batch: int, loss: Loss, rate: float,
-    critic_rate: float, draw: torch.Generator, tell: Callable[[str], None], see: Callable[[int], None], every: int,
-) -> None:
-    """One step of the critic, one of the generator, `steps` times, on pixels [n c s s] in -1 … 1; Adam, betas 0.5 and 0.999.
+    critic_rate: float, decay: float, draw: torch.Generator, tell: Callable[[str], None], see: Callable[[int, nn.Module], None],
+    every: int,
+) -> nn.Module:
+    """One step of the critic, one of the generator, `steps` times, on pixels [n c s s] in -1 … 1; Adam, betas 0.5 and 0.999. What comes
+    back is the generator's mean over its steps, weights and statistics, a step counting `decay` times as much as the next one; 0: the
+    generator as it is. It circles around what it looks for, and the mean doesn't (arXiv:1806.04498).
 
-    size: of z. rate: the generator's; narrow networks want more than the 2e-4 of wide ones. see(step) is called before the first step,
-    after each `every` steps and after the last: to measure. Images come in a new order each epoch.
+    size: of z. rate: the generator's; narrow networks want more than the 2e-4 of wide ones. see(step, mean) is called before the first
+    step, after each `every` steps and after the last: to measure. Images come in a new order each epoch.
     """
+    mean = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     makes, judges = (torch.optim.Adam(one.parameters(), lr=speed, betas=(0.5, 0.999)) for one, speed in
                      ((generator, rate), (critic, critic_rate)))  # fmt: skip
+    generator.train()
     critic.train()
     order = torch.randperm(len(pixels), generator=draw)
-    see(0)
+    see(0, mean)
     for step in range(1, steps + 1):
-        generator.train()                                              # `see` may have put it to rest, as `samples` does
         if len(order) < batch:
             order = torch.randperm(len(pixels), generator=draw)
         real, order = pixels[order[:batch]], order[batch:]
@@ -72,10 +77,12 @@ def train(
         makes.zero_grad()
         fooled.backward()
         makes.step()
+        mean.update_parameters(generator)
         critic.requires_grad_(True)
         if step % every == 0 or step == steps:
             tell(f"step {step} of {steps}: critic {float(wrong.detach()):.3f}, generator {float(fooled.detach()):.3f}")
-            see(step)
+            see(step, mean)
+    return mean
 
 
 @torch.no_grad()

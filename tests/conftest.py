@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")                    # pytest-xdist already uses every core
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONUTF8"] = "1"
+
+# Where they are started in the background of a script, Ctrl-C is ignored, and so it would be in every process that a test stops by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Slow machines aren't failures, and a red run must be red again: no deadline, the same examples each time.
 settings.register_profile("fishpaw", deadline=None, derandomize=True, database=None, print_blob=True)

@@ -85,9 +85,9 @@ def test_sizes_that_do_not_divide_name_both():
 @pytest.mark.parametrize("changes", [{"layers": 10**9}, {"layers": 10**9, "hidden_size": 2, "intermediate_size": 1, "vocab_size": 1},
                                      {"hidden_size": 2**31 - 1, "attention_heads": 1}, {"vocab_size": 2**31 - 1, "hidden_size": 2**20}])
 def test_a_monstrous_config_is_refused_at_once(changes):
-    start = time.perf_counter()
+    start = time.process_time()
     assert "layers" in (message := refused(**changes)) or "parameters" in message
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 1                            # not by building what it describes
     assert made(layers=MOST_LAYERS).layers == MOST_LAYERS
 
 

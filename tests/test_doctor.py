@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -61,9 +60,7 @@ def test_says_what_there_is():
 
 def test_products_are_measured_and_what_is_expected_follows_from_them():
     torch.set_num_threads(1)
-    began = time.perf_counter()
     found = said(0.4)
-    assert time.perf_counter() - began < 30                            # a second or two; the machine may be busy
     figures = found["product"].figures
     assert 0.1 < figures["fp32_768"] < 1e6 and figures["fp32_256"] > 0.1
     assert found["dtype"].figures["advice"] == ("bf16" if found["dtype"].figures["ratio"] >= 1.2 else "fp32")

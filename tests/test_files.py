@@ -398,9 +398,8 @@ def test_a_second_process_waits_or_names_the_first(tmp_path):
     finally:
         child.kill()
         child.communicate()
-    start = time.monotonic()
-    with lock(path):                                               # its owner is dead: taken over at once
-        assert time.monotonic() - start < 1
+    with lock(path, timeout=0):                                    # its owner is dead: taken over at once
+        pass
     assert list(tmp_path.iterdir()) == []
 
 

@@ -200,10 +200,10 @@ def test_nothing_of_python_is_reached(template):
     ],
 )
 def test_work_and_size_are_bounded(template):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError, match="chat template"):
         render(PLAIN, template=template)
-    assert time.perf_counter() - start < 10  # about 1 s, with room for a slower computer
+    assert time.process_time() - start < 10  # about 1 s, with room for a slower computer
 
 
 LONG = "{% set s = 'aB c' * 1000000 %}{% set t = s ~ '' %}{% set n = 'b' ~ 'a' * 9000 %}{% set m = 'a' * 20000 %}{% set l = [[s], [s]] %}"
@@ -221,10 +221,10 @@ LONG = "{% set s = 'aB c' * 1000000 %}{% set t = s ~ '' %}{% set n = 'b' ~ 'a' *
     ],
 )
 def test_work_on_long_strings_is_counted_by_their_length(value):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError, match=r"more than [0-9,]+ (steps|characters)|must not"):
         render(PLAIN, template=f"{LONG}{{% for i in range(99999) %}}{{% set x = {value} %}}{{% endfor %}}")
-    assert time.perf_counter() - start < 10  # below 1 s; minutes, if a call cost the same whatever its string
+    assert time.process_time() - start < 10  # below 1 s; minutes, if a call cost the same whatever its string
 
 
 @pytest.mark.parametrize("value", ["s.upper()", "s|upper", "s[1:]"])

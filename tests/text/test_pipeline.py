@@ -237,9 +237,9 @@ def test_many_added_tokens_are_added_at_once(hard_lines):
     text = build("qwen", hard_lines).to_str()
     size = Pipeline({"tokenizer.json": text.encode()}).size
     listed = {f"<late {number}>": size + number for number in reversed(range(4_000))}          # not in the order of their ids
-    start = time.perf_counter()
+    start = time.process_time()
     ours = Pipeline({"tokenizer.json": text.encode(), "added_tokens.json": json.dumps(listed).encode()})
-    assert time.perf_counter() - start < 3  # about 0.1 s
+    assert time.process_time() - start < 3  # about 0.1 s
     assert ours.size == size + 4_000 and ours.encode("<late 3999><late 0>").ids == [size + 3_999, size]
 
 

@@ -469,7 +469,7 @@ def test_offline_through_load(tmp_path, monkeypatch):
     begin = time.monotonic()
     with pytest.raises(HubError, match="HF_ENDPOINT.*local folder") as error:
         load("owner/there-is-no-such-model")
-    assert error.value.exit_code == 3 and time.monotonic() - begin < 5
+    assert error.value.exit_code == 3 and time.monotonic() - begin < 60
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "/", "/proc/1/root/x", "nothing/at/all", "~/there-is-no-such-model"])

@@ -68,7 +68,7 @@ def draw(figure: Figure, series: Mapping[str, Any]) -> None:
     left.set_title(f"cosine of rows, alpha {ALPHA:g}", fontsize=10)
     for color, (name, curve) in zip(("C0", "C1", "C0", "C1"), series["places"].items(), strict=True):
         middle.plot(series["middles"], curve, "-" if "trained" in name else ":", color=color, label=name)
-    middle.axvline(base - 0.5, color="black", linestyle="--", linewidth=1)
+    middle.axvline(base - 0.5, ymax=0.7, color="black", linestyle="--", linewidth=1)       # below the legend
     middle.axhline(series["within"], color="grey", linewidth=0.8, label="read at n")
     middle.set_xlabel("position (dashed: n)")
     middle.set_ylabel("accuracy of masked tokens")

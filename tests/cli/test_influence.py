@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from fishpaw.tasks.influence import by_examples
+from fishpaw.tasks.influence import Influence, by_examples
 
 TRAIN = "今天很好\tpos\n气\tneg\n房间很好\tpos\n"
 
@@ -45,9 +47,15 @@ def test_a_training_keeps_its_path_and_explain_reads_it(fishpaw_, models, train,
     assert abs(one["error"]) < 0.1 * one["size"] and one["end"] == last["end"] and last["error"] is None
     assert one["total"] == pytest.approx(sum(each["contribution"] for each in one["examples"]), rel=1e-6) != last["total"]
     assert not fishpaw_(*explain, "--path", out / "path").err
+    said, of = "of 1 text the contributions miss what the training did", Influence.of
+    for share in (0.99, 1.01):                                         # of all that the training did to the text
+        monkeypatch.setattr(Influence, "of", lambda *given, share=share, **more: [
+            replace(each, error=share * (each.end - each.start), size=1e9) for each in of(*given, **more)])  # fmt: skip
+        assert (said in fishpaw_(*explain, "--path", out / "path").err) == (share > 1)
+    monkeypatch.setattr(Influence, "of", of)
     monkeypatch.setattr("fishpaw.cli.influence._MISSED", 1e-9)
-    assert "of 1 text the contributions miss their sum" in fishpaw_(*explain, "--path", out / "path").err
-    alone = "fishpaw: without --path: what one more step on each example would do, not what the training did\n"
+    assert said in fishpaw_(*explain, "--path", out / "path").err
+    alone = "fishpaw: without --path: what one more step on each example would do, divided by its rate; not what the training did\n"
     assert fishpaw_(*explain).err == alone                             # and nothing is known of an error
     refused(fishpaw_(*explain, "--path", out), "Give .*run.path")
     refused(fishpaw_("explain", "-m", models / "task", *explain[3:], "--path", out / "path"), "other weights")

@@ -74,6 +74,7 @@ def test_mistakes_are_one_sentence(fishpaw_, models, files, refused):
     refused(fishpaw_("parse", "-m", models / "t5", TEXT), "needs a masked language model")
     refused(fishpaw_("parse", "-m", models / "several", TEXT), "trained for classify")
     done = fishpaw_(*bert, "--heat", files.folder / "x.svg", stdin="今 天\n天 气\n")
-    assert done.code == 2 and len(done.lines) == 1 and "--heat is for one text. Add --limit 1." in done.err
+    assert done.code == 2 and "--heat is for one text. Add --limit 1." in done.err
+    assert not done.out and not (files.folder / "x.svg").exists()      # nor is the first drawn
     done = fishpaw_(*bert, stdin="今 天\n今 \u200b\n")
     assert done.code == 2 and len(done.lines) == 1 and "standard input, line 2: The word '\\u200b' has no token" in done.err

@@ -51,7 +51,14 @@ def test_json_says_everything(fishpaw_, models, model):
 def test_what_is_unknown_is_told_and_not_scored(fishpaw_, models):
     done = fishpaw_("score", "--model", models / "bert", "今犇", "天", "犇")
     assert done.code == 0 and [line.split("\t")[3] for line in done.lines] == ["今犇", "天", "犇"]
-    assert done.lines[2] == "0.00\t-\t-\t犇" and re.search(r"fishpaw: 2 tokens in 2 texts have no probability", done.err)
+    assert done.lines[2] == "-\t-\t-\t犇" and re.search(r"fishpaw: 2 tokens in 2 texts have no probability", done.err)
+
+
+def test_who_gives_a_long_text_is_told_what_it_costs(fishpaw_, models, monkeypatch):
+    monkeypatch.setattr("fishpaw.cli.score.LONG", 9)
+    done = fishpaw_("score", "--model", models / "bert", "今天天气" * 3, "今天")
+    assert done.code == 0 and len(done.lines) == 2 and done.err == "fishpaw: 12 units mean 12 reads\n"
+    assert not fishpaw_("score", "--model", models / "gpt2", "今天天气" * 3).err                            # once, whatever its length
 
 
 def token(start, end, best="气", suspect=True):

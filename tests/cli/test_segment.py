@@ -54,7 +54,7 @@ def test_who_gives_a_long_text_is_told_what_it_costs(fishpaw_, models, monkeypat
     from fishpaw.tasks import segment
 
     rows, impacts = [], segment.impacts
-    monkeypatch.setattr("fishpaw.cli.segment._LONG", 9)
+    monkeypatch.setattr("fishpaw.cli.segment.LONG", 9)
     monkeypatch.setattr(segment, "impacts", lambda model, ids, units, pairs, **more: (
         rows.append(len(pairs) + len({one for pair in pairs for one in pair})), impacts(model, ids, units, pairs, **more))[1])  # fmt: skip
     done = fishpaw_("segment", "-m", models / "bert", "--max-length", 9, "今天天气" * 10, "今天")

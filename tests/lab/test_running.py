@@ -135,7 +135,8 @@ def test_an_analysis_without_a_full_form_is_told_which_have_one(out):
 def test_missing_data_is_the_analysis_s_to_tell(out, tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder"):
         in_full("planted", out, tell=quiet, data=tmp_path / "nowhere")
-    assert len(in_full("planted", out, tell=quiet).rows) == 1          # and the same folder can be used
+    assert not [*out.rglob("*.json")] and not (out / "parts").exists()
+    assert len(in_full("planted", out, tell=quiet, seed=5).rows) == 1  # and the folder can be used, with another seed, too
 
 
 def test_one_process_at_a_time(out):

@@ -157,8 +157,8 @@ def test_a_training_that_fails_leaves_nothing(toy, tiny, tmp_path) -> None:
 
 def test_other_examples_and_other_weights_are_told(trained, toy, tiny, tmp_path) -> None:
     out, found = trained
-    for examples in (toy(23), toy(24, seed=1), [*toy(24)][::-1]):
-        with pytest.raises(DataError, match="other examples"):
+    for examples, what in ((toy(23), "on 24 examples, not 23"), (toy(24, seed=1), "on 24 others"), ([*toy(24)][::-1], "another order")):
+        with pytest.raises(DataError, match=what):
             Influence(found.task, examples, checkpoints=out / "path")
     other = Classify.new([one.text for one in toy(24)] + ASKED, ["neg", "pos"], config=tiny(), max_length=24, seed=4)
     with pytest.raises(CheckpointError, match="other weights"):

@@ -135,7 +135,7 @@ def test_what_is_unknown_or_special_gets_no_probability(scorer):
         assert len(one.log_probabilities) == 3 and one.mean == pytest.approx(one.total / 3)
         assert all(not {"[UNK]", "[MASK]", "[CLS]"} & {name for name, _ in each.alternatives} for each in one.tokens)
     (nothing,) = scorer("masked").score(["犇"])
-    assert (nothing.total, nothing.mean, nothing.perplexity, nothing.unknown) == (0, None, None, 1)
+    assert (nothing.total, nothing.mean, nothing.perplexity, nothing.unknown) == (None, None, None, 1)
 
 
 @pytest.mark.parametrize(("margin", "rank"), [(0.0, 1), (2.0, 1), (0.0, 9), (3.0, 9), (1e9, 1)])

@@ -57,7 +57,8 @@ def explain_by_examples(
 
     def tell_examples(line: LabelledText, one: Answer | None) -> None:
         nonlocal missed
-        missed += one is not None and one.error is not None and abs(one.error) > _MISSED * one.size
+        missed += one is not None and one.error is not None and one.start is not None and (
+            abs(one.error) > min(_MISSED * one.size, abs(one.end - one.start)))
         if as_json:
             write_json({"text": line.text, "pair": line.pair, **_UNASKED} if one is None else asdict(one))
             return
@@ -67,10 +68,11 @@ def explain_by_examples(
 
     answered(lines, partial(in_chunks, size=_TOGETHER, predict=explained, source=source), tell_examples, source=source)
     if path is None:
-        tell("fishpaw: without --path: what one more step on each example would do, not what the training did")
+        tell("fishpaw: without --path: what one more step on each example would do, divided by its rate; not what the training did")
     if missed:
-        tell(f"fishpaw: of {missed} {'text' if missed == 1 else 'texts'} the contributions miss their sum by more than {_MISSED:.0%} of "
-             "their size: train with a smaller --learning-rate, or a larger --keep-path")
+        tell(f"fishpaw: of {missed} {'text' if missed == 1 else 'texts'} the contributions miss what the training did by more than "
+             f"{_MISSED:.0%} of their size, or by more than it did: look at their order, not at their sum, or train with a smaller "
+             "--learning-rate or a larger --keep-path")
 
 
 def train_with_path(

@@ -92,6 +92,10 @@ def parse(
     if drawn and len(texts or []) > 1:
         raise ConfigError(f"{'--svg' if svg else '--heat'} is for one text.", fix="Give one.")
     lines, source = given_texts(texts, data, limit)
+    if drawn:
+        lines = [*lines]                                               # a second text is refused before the first is drawn
+        if sum(bool(line.text.strip()) for line in lines) > 1:
+            raise ConfigError(f"{'--svg' if svg else '--heat'} is for one text.", fix="Add --limit 1.")
     if not (changes := changes_of(change)):
         check_task(model)
     task = Parse.load(model, changes=changes, layer=layer, metric=METRICS[metric])
@@ -101,9 +105,7 @@ def parse(
 
     def parsed(some: Iterator[LabelledText]) -> Iterator[Parsed]:
         with bar_beside(some) as done:
-            for number, line in enumerate(some):
-                if drawn and number:
-                    raise ConfigError(f"{'--svg' if svg else '--heat'} is for one text.", fix="Add --limit 1.")
+            for line in some:
                 with located(line):
                     tell_reads(n := _units(task, line.text), n * (n + 1) // 2, above=_LONG)
                     impact = task.impact(line.text)

@@ -25,6 +25,7 @@ from fishpaw.cli.arguments import (
     source_of,
     texts_of,
 )
+from fishpaw.cli.segment import LONG, tell_reads
 from fishpaw.errors import ConfigError
 from fishpaw.hub import SMALL
 from fishpaw.terminal import tell, write, write_json
@@ -80,6 +81,8 @@ def score(
         for line in some:
             with located(line):
                 question = task.encode(line.text)
+            if task.way == "masked":
+                tell_reads(n := len(question.encoding), n, above=LONG)
             yield question
 
     def scored(some: Iterator[LabelledText]) -> Iterator[Scored]:
@@ -119,5 +122,5 @@ def marked(one: Scored, *, colours: bool) -> str:
 
 
 def _line(one: Scored, *, colours: bool) -> str:
-    mean, perplexity = ("-" if value is None else f"{value:.3f}" for value in (one.mean, one.perplexity))
-    return f"{one.total:.2f}\t{mean}\t{perplexity}\t{marked(one, colours=colours)}"
+    figures = ((one.total, 2), (one.mean, 3), (one.perplexity, 3))
+    return "\t".join(["-" if value is None else f"{value:.{places}f}" for value, places in figures] + [marked(one, colours=colours)])

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from fishpaw.data.labelled import LabelledText
     from fishpaw.tasks.segment import Segment, Segmented
 
-__all__ = ["Layer", "MetricName", "MetricOption", "Texts", "given_source", "given_texts", "segment", "tell_reads"]
+__all__ = ["LONG", "Layer", "MetricName", "MetricOption", "Texts", "given_source", "given_texts", "segment", "tell_reads"]
 
-_LONG = 500
+LONG = 500
 """A text of more units is read 1,000 times and more, which takes minutes, and a line says so."""
 
 
@@ -90,7 +90,7 @@ def segment(
         with bar_beside(some) as done:
             for line in some:
                 with located(line):
-                    tell_reads(*_reads(task, line.text), above=_LONG)
+                    tell_reads(*_reads(task, line.text), above=LONG)
                     (found,) = task.segment([line.text])
                 yield found
                 done(1)

@@ -122,7 +122,8 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     A plateau is read as 95 % of what the best size gains on the smallest; between two sizes losses are read off on the logarithm of n.
     """
     if data is None:
-        raise DataError("No data folder: corpus/laws_lawrefbook/docs.jsonl.gz is needed.", fix="Name the folder that holds corpus/.")
+        raise DataError("embedding_dimension's full form reads corpus/laws_lawrefbook/docs.jsonl.gz, and no folder is named.",
+                        fix="Give data, the folder that holds it: --data DIR, or FISHPAW_DATA.")  # fmt: skip
     path = data / "corpus" / "laws_lawrefbook" / "docs.jsonl.gz"
     if not path.is_file():
         raise DataError(f"{path}: no such file.", fix="Name the folder that holds corpus/laws_lawrefbook.")

@@ -99,7 +99,8 @@ def position(variant: str, length: int, size: Size) -> Spec:
 def prepare(data: Path | None, seed: int, size: Size) -> Text:
     """Ids of the corpus' documents in an order drawn from `seed`; the first long ones stay unseen. DataError: no data, or too little."""
     if data is None:
-        raise DataError(f"The text is in {CORPUS}, below a data folder that isn't given.", fix="Give the data folder.")
+        raise DataError(f"rope's full form reads {CORPUS}, and no folder is named.",
+                        fix="Give data, the folder that holds it: --data DIR, or FISHPAW_DATA.")  # fmt: skip
     path = data / CORPUS
     texts = [str(record.fields["text"]) for record in read_jsonl(path)]
     order, longest = numpy.random.default_rng(seed).permutation(len(texts)).tolist(), max(size.lengths) + 1

@@ -252,7 +252,8 @@ def _images(data: Path | None, size: Size) -> Images:
         raise ConfigError(f"{size.seeds} seed gives no interval.", fix="Take two at least.")
     if data is None:
         wanted = MNIST[0] if size.kind == "mnist" else CIFAR
-        raise DataError(f"gan's full form trains on {wanted}, and no folder is named.", fix="Name the data folder that holds it.")
+        raise DataError(f"gan's full form trains on {wanted}, and no folder is named.",
+                        fix="Give data, the folder that holds it: --data DIR, or FISHPAW_DATA.")  # fmt: skip
     wanted_count = size.images + size.judged
     images = read_mnist(data) if size.kind == "mnist" else read_cifar(data, per_class=-(-wanted_count // 10))
     if len(images) < wanted_count or size.images < size.judged:

@@ -54,7 +54,11 @@ def in_full(
             found = analysis.full(out / "parts", seed=seed, data=data, tell=tell, size=chosen)
         finally:                                                     # of a stopped run, too
             spent = before + time.monotonic() - began
-            write_atomic(out / "settings.json", json.dumps({**settings, "seconds": round(spent, 3)}, ensure_ascii=False) + "\n")
+            if any((out / "parts").iterdir()):
+                write_atomic(out / "settings.json", json.dumps({**settings, "seconds": round(spent, 3)}, ensure_ascii=False) + "\n")
+            else:                                                    # refused, or stopped before anything was found: the folder is free
+                (out / "parts").rmdir()
+                (out / "settings.json").unlink()
         record = make(name, found, seed=seed, size=settings["size"], seconds=spent)
         write(out / "record.json", record)
     return record

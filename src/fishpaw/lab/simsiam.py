@@ -210,7 +210,8 @@ def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[
     is over seeds; that of raw pixels, which have none, binomial. Errors: ConfigError for too few images or seeds, DataError for no data.
     """
     if data is None:
-        raise DataError(f"simsiam's full form trains on {CIFAR}, and no folder is named.", fix="Name the data folder that holds it.")
+        raise DataError(f"simsiam's full form trains on {CIFAR}, and no folder is named.",
+                        fix="Give data, the folder that holds it: --data DIR, or FISHPAW_DATA.")  # fmt: skip
     if size.seeds < 2:
         raise ConfigError(f"{size.seeds} seed gives no interval.", fix="Take two at least.")
     images = read_cifar(data, per_class=-(-(size.images + size.held) // 10))

@@ -167,7 +167,7 @@ class Explain:
         asked = self._asked(encoding.ids, cut)
         fixed = [at == asked or id in special and encoding.offsets[at] == (0, 0) for at, id in enumerate(encoding.ids)]
         if all(fixed):
-            raise DataError("The text has no token to explain.", fix="Leave empty lines out.")
+            raise DataError("The text has no token to explain.", fix="Leave out what is blank, or only signs that nobody sees.")
         with torch.inference_mode(False), self.model.evaluating(), _frozen(self.model):
             ids = torch.tensor(encoding.ids, device=self.model.table.device)                                  # [t]
             scores = self._scores(ids, encoding.segments, asked)

@@ -27,6 +27,7 @@ from fishpaw.files import folder_atomic, recover, verify_manifest, write_atomic
 from fishpaw.interpret.tracin import Checkpoint, tracin
 from fishpaw.optim.parameters import trainable
 from fishpaw.optim.schedules import linear
+from fishpaw.switch import nearest
 from fishpaw.tasks.classify import Classify, Feature, Rows, label_loss
 from fishpaw.tasks.encode import encoded
 from fishpaw.tasks.training import imprint
@@ -86,9 +87,11 @@ class Influence:
         if self._folder is not None:
             record = _read(self._folder)
             if record["digest"] != fingerprint(self._features):
-                what = (f"{self._folder}: of a training on {record['examples']} other examples than these {len(self.train)}, or read by "
-                        "another model's tokenizer.")
-                raise DataError(what, fix="Give the same examples in the same order, and the model that was saved beside it.")
+                count = len(self.train)
+                what = f"on {record['examples']} examples, not {count}" if record["examples"] != count else (
+                    f"on {count} others, or on these in another order, or read by another model's tokenizer")
+                raise DataError(f"{self._folder}: of a training {what}.",
+                                fix="Give the same examples in the same order, and the model that was saved beside it.")  # fmt: skip
             if record["end"] != imprint(task.model):
                 what = f"{self._folder}: of a training that ended with other weights."
                 raise CheckpointError(what, fix="Load the model that was saved beside it.")
@@ -158,7 +161,8 @@ class Influence:
         said = self.task.predict(texts, pairs, progress=False)
         chosen = [max(one.probabilities, key=lambda label: one.probabilities[label]) for one in said] if labels is None else list(labels)
         for label in chosen:
-            checks.one_of("A label", label, self.task.labels)
+            if label not in self.task.labels:
+                raise ConfigError(f"There is no label {label!r}.", fix=nearest(label, list(self.task.labels)))
         if len(chosen) != len(texts):
             raise ConfigError(f"{len(chosen)} labels for {len(texts)} texts.", fix="Give one a text.")
         if not texts:

@@ -87,7 +87,7 @@ class Parse:
             pieces = [self.tokenizer.encode(word, special=False).ids for word in words]
             ids, lengths = [id for piece in pieces for id in piece], [*map(len, pieces)]
         if not ids:
-            raise DataError("The text has no token to parse.", fix="Leave empty lines out.")
+            raise DataError("The text has no token to parse.", fix="Leave out what is blank, or only signs that nobody sees.")
         if 0 in lengths:
             raise DataError(f"The word {words[lengths.index(0)]!r:.40} has no token.", fix="Leave it out.")
         if len(words) > MOST:

@@ -74,14 +74,14 @@ class Scored:
         return tuple(one.log_probability for one in self.tokens if one.log_probability is not None)
 
     @property
-    def total(self) -> float:
-        """Their sum: the (pseudo-)log-likelihood of the text."""
-        return math.fsum(self.log_probabilities)
+    def total(self) -> float | None:
+        """Their sum: the (pseudo-)log-likelihood of the text; None where no token has a probability, as a sum of none says nothing."""
+        return math.fsum(self.log_probabilities) if self.log_probabilities else None
 
     @property
     def mean(self) -> float | None:
         """Their mean, a token; None where no token has a probability."""
-        return self.total / len(self.log_probabilities) if self.log_probabilities else None
+        return None if self.total is None else self.total / len(self.log_probabilities)
 
     @property
     def perplexity(self) -> float | None:
@@ -133,7 +133,7 @@ class Score:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, top: int = 5, margin: float = 8.0, rank: int = 10,
                  max_length: int | None = None) -> None:
         check_whole("top", top, 1, None)
-        check_real("margin", margin, "0 or more", lambda value: value >= 0)
+        check_real("margin", margin, "a finite number, 0 or more", lambda value: value >= 0)
         check_whole("rank", rank, 1, None)
         if max_length is not None:
             check_whole("max_length", max_length, 1, None)
@@ -201,7 +201,7 @@ class Score:
             raise DataError(f"A text is {text!r:.60}.", fix="Give a string.")
         encoding = self.tokenizer.encode(text, special=False)
         if not encoding.ids:
-            raise DataError("The text has no token to score.", fix="Leave empty lines out.")
+            raise DataError("The text has no token to score.", fix="Leave out what is blank, or only signs that nobody sees.")
         return Question(text, encoding)
 
     def _questions(self, texts: Iterable[str | Question]) -> Iterator[Question | FishpawError]:

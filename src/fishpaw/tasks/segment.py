@@ -126,7 +126,7 @@ class Segment:
         for text in texts:
             encoding = self.tokenizer.encode(text, special=False)
             if not encoding.ids:
-                raise DataError("The text has no token to segment.", fix="Leave empty lines out.")
+                raise DataError("The text has no token to segment.", fix="Leave out what is blank, or only signs that nobody sees.")
             yield self._cut(text, encoding, units(text, encoding, most=self.room // 2), tokens)
 
     def _cut(self, text: str, encoding: Encoding, found: Sequence[Unit], tokens: int) -> Segmented:

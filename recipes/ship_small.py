@@ -58,7 +58,8 @@ for part, name in (("run", 1), ("second", 2)):
         shares = [one.get(f"{kind}_accuracy", "") for kind in ("masked", "nexttoken", "contrastive")]
         curve.append(row(name, one["step"], one["loss"], *shares))
 tables = []
-for part, names in json.loads((arguments.report / "result.json").read_text(encoding="utf-8")).items():
+report = json.loads((arguments.report / "result.json").read_text(encoding="utf-8"))
+for part, names in ((part, names) for part, names in report.items() if part != "of"):
     columns = list(dict.fromkeys(key for figures in names.values() for key in figures))
     tables += [f"\n### {part}\n", row("", *columns), row("---", *["---"] * len(columns))]
     tables += [row(name, *(figures.get(column, "") for column in columns)) for name, figures in names.items()]

@@ -35,7 +35,7 @@ from fishpaw.tasks.corpora import Corpus, prepare
 from fishpaw.tasks.encode import encode
 from fishpaw.tasks.objectives import Masked
 from fishpaw.tasks.pretrain import Pretrain
-from fishpaw.tasks.training import seeded
+from fishpaw.tasks.training import imprint, seeded
 from fishpaw.train.options import Options
 from fishpaw.weights.load import load
 
@@ -50,11 +50,15 @@ parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
 parser.add_argument("--smoke", action="store_true", help="few texts and steps: seconds")
 arguments = parser.parse_args()
 rows, steps = (8, 3) if arguments.smoke else (400, None)
+arguments.out /= "smoke" if arguments.smoke else "."                 # a trial never stands in for a run
 model, tokenizer = load(arguments.model, mask="unilm")
 with seeded(0):
     nets = {"model": model, "untrained": Transformer(model.config).eval()}
 V, mask, table = tokenizer.size, tokenizer.mask_id, arguments.out / "result.json"
-found = json.loads(table.read_text(encoding="utf-8")) if table.is_file() and not arguments.smoke else {}           # of other parts
+found = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+if found.setdefault("of", imprint(model)) != imprint(model):
+    parser.error(f"{table} is of another model: give another --out")
+found = {part: rows for part, rows in found.items() if part not in arguments.only}              # what was measured before stays
 
 def say(part, name, **figures):
     """A row of the table."""

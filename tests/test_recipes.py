@@ -125,11 +125,11 @@ def test_a_small_model_is_made_of_its_corpus_and_told_what_it_can_do(tmp_path):
     model, corpus = tmp_path / "smoke" / "run" / "model", tmp_path / "smoke" / "smoke"
     assert (corpus / "unseen" / "reviews.txt").read_text(encoding="utf-8").strip()
     told = run("small_report.py", "--out", tmp_path / "report", "--data", tmp_path, "--model", model, "--corpus", corpus)
-    found = json.loads((tmp_path / "report" / "result.json").read_text(encoding="utf-8"))
-    assert set(found) == {"fill", "write", "probe", "tune", "adapt"} and "holds no similarity" in told
+    found = json.loads((tmp_path / "report" / "smoke" / "result.json").read_text(encoding="utf-8"))
+    assert set(found) == {"of", "fill", "write", "probe", "tune", "adapt"} and "holds no similarity" in told
     assert set(found["fill"]["reviews"]) == {"model", "untrained", "bigrams", "characters"}
     command = [sys.executable, "-W", "error", str(ROOT / "recipes" / "ship_small.py"), "--run", str(tmp_path / "smoke"), "--report",
-               str(tmp_path / "report"), "--corpus", str(corpus), "--out", str(tmp_path / "shipped")]
+               str(tmp_path / "report" / "smoke"), "--corpus", str(corpus), "--out", str(tmp_path / "shipped")]
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=150)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "shipped" / "README.md").read_text(encoding="utf-8")

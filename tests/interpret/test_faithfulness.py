@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fishpaw.errors import ConfigError
+from fishpaw.errors import ConfigError, FishpawError
 from fishpaw.interpret.faithfulness import deletion, insertion
 from fishpaw.interpret.gradients import gradient_times_input
 from fishpaw.interpret.integrated_gradients import integrated_gradients, summed
@@ -31,6 +31,8 @@ def test_curves_by_hand():
     assert away.shares == back.shares == (0, 1 / 3, 2 / 3, 1)
     assert away.scores == (4, -1, -2, 0) and back.scores == (0, 5, 6, 4)
     assert away.area == pytest.approx((1.5 - 1.5 - 1) / 3) and back.area == pytest.approx((2.5 + 5.5 + 5) / 3)
+    with pytest.raises(FishpawError, match="scores of the parts are not finite"):
+        deletion(total, x, x * float("nan"))
     wrong = deletion(total, x, -x)                                   # planted: the order turned round
     assert wrong.scores == (4, 6, 5, 0) and wrong.area > away.area
 

@@ -57,6 +57,11 @@ def test_missing_and_too_little_data_are_named(data, tmp_path):
         prepare(None, 0, SMALL)
     with pytest.raises(DataError, match="docs.jsonl.gz"):
         prepare(tmp_path, 0, SMALL)
+    other = tmp_path / CORPUS
+    other.parent.mkdir(parents=True)
+    other.write_bytes(gzip.compress(b'{"text": "a"}\n{"title": "b"}\n'))
+    with pytest.raises(DataError, match='docs.jsonl.gz, line 2: no field "text"'):
+        prepare(tmp_path, 0, SMALL)
     with pytest.raises(DataError, match="0 unseen texts of 513 characters"):
         prepare(data, 0, Size(lengths=(8, 512)))
 
@@ -135,5 +140,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(data, tmp_path, m
     monkeypatch.setattr(extrapolation, "_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "two", text, 0, SMALL, lambda line: None)
+    other = replace(text, pieces=text.pieces.flip(0))
+    train(tmp_path / "two", other, 0, SMALL, lambda line: None)        # another text is another training, in a folder of its own
     resumed = train(tmp_path / "two", text, 0, SMALL, lambda line: None)
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from fishpaw.errors import ConfigError
 from fishpaw.lab import performer
 from fishpaw.lab.performer import Size, full, measure, radii, strata
 
@@ -179,3 +180,15 @@ def test_the_figure_is_drawn_from_what_json_keeps(found, tmp_path):
         performer.draw(figure, kept)
         FigureCanvasAgg(figure).draw()
         assert len(figure.axes) == panels and all(axes.get_ylabel() for axes in figure.axes)
+
+
+def test_features_that_do_not_rise_are_refused_before_anything_is_computed(tmp_path):
+    for features in ((64,), (256, 64)):
+        with pytest.raises(ConfigError, match="features are"):
+            full(tmp_path, tell=lambda line: None, size=Size(features=features))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_law_of_the_error_holds_for_other_ratios_than_powers_of_four():
+    few, many = [(1.0, 1.0)] * 3, [(8**-0.5, 1.0)] * 3
+    assert performer._quartered(0.5, few, many, math.log(8, 4)).measured == pytest.approx(2.0)

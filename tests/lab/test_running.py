@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -137,6 +138,14 @@ def test_missing_data_is_the_analysis_s_to_tell(out, tmp_path):
         in_full("planted", out, tell=quiet, data=tmp_path / "nowhere")
     assert not [*out.rglob("*.json")] and not (out / "parts").exists()
     assert len(in_full("planted", out, tell=quiet, seed=5).rows) == 1  # and the folder can be used, with another seed, too
+
+
+def test_a_record_of_another_run_is_not_taken_for_this_one(out):
+    in_full("planted", out, tell=quiet)
+    (out / "settings.json").unlink()
+    shutil.rmtree(out / "parts")
+    with pytest.raises(DataError, match=r"record\.json: of another run"):
+        in_full("planted", out, tell=quiet, seed=5)
 
 
 def test_one_process_at_a_time(out):

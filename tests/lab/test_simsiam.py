@@ -158,3 +158,8 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         full(tmp_path, data=tmp_path, tell=lambda line: None, size=Size(images=90, held=20))
     with pytest.raises(ConfigError, match="1 seed"):
         full(tmp_path, data=tmp_path, tell=lambda line: None, size=Size(seeds=1))
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_what_is_conserved_is_so_from_steep_starts_too(seed: int) -> None:
+    assert all(row.verdict == "holds" for row in simsiam._matrices(seed)[0])

@@ -80,6 +80,11 @@ def test_the_head_is_the_word_whose_masking_counts():
     assert parsed.heads == (-1, 0, 0) and parsed.heads != tuple(eisner(matrix))                        # planted: the matrix itself
 
 
+def test_a_word_of_a_list_has_no_white_space(bert):
+    with pytest.raises(DataError, match="'今\\\\t天' has white space"):
+        Parse(*bert).impact(["今\t天", "好"])
+
+
 def test_what_is_shown_is_brackets_or_conllu():
     impact = Impact(("今天", "很", "好"), torch.zeros(3, 3))
     assert Parsed(impact, tree=(0, (1, 2))).shown == "(今天 (很 好))"

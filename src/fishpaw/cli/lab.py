@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Language", "lab"]
 
 _RUNS = Path("runs") / "lab"
-_BREAKS = (ArithmeticError, AssertionError, AttributeError, FishpawError, ImportError, LookupError, NameError, OSError, RuntimeError,
-           TypeError, ValueError)  # fmt: skip
-"""What ends one analysis, and not the report, which says so; Ctrl-C and a lack of memory end the program."""
+_BREAKS = (ArithmeticError, FishpawError, ImportError, LookupError, OSError, RuntimeError, ValueError)
+"""What numbers, a record or the machine may do to one analysis: the report goes on, and says so. Faults in the code end it."""
 
 
 class Language(StrEnum):

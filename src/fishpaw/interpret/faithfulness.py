@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fishpaw import checks
-from fishpaw.errors import ConfigError
+from fishpaw.errors import ConfigError, FishpawError
 from fishpaw.interpret.integrated_gradients import Scores, evaluated, like
 
 __all__ = ["Curve", "deletion", "insertion"]
@@ -37,7 +37,8 @@ def deletion(
     """Parts of x are replaced by the baseline's (None: zeros), those that speak most for f first: what was named falls at once.
 
     x [t ...], with scores [t] of its parts, or x [...] with a score a number. Equal scores: the first part first. steps: how many changes
-    are measured, evenly spread; None: one a part. rows: how many at once. Errors: ConfigError for shapes that don't fit.
+    are measured, evenly spread; None: one a part. rows: how many at once. Errors: ConfigError for shapes that don't fit,
+    FishpawError for scores that are no numbers.
     """
     start = like(x, baseline)
     return _curve(f, x.detach(), start, scores, steps, rows)
@@ -56,6 +57,8 @@ def _curve(f: Scores, before: Tensor, after: Tensor, scores: Tensor, steps: int 
     checks.whole("rows", rows, least=1)
     if not scores.dim() or scores.shape != before.shape[: scores.dim()]:
         raise ConfigError(f"The scores have shape {list(scores.shape)}, x {list(before.shape)}.", fix="Give a score a part of x.")
+    if not bool(scores.isfinite().all()):
+        raise FishpawError("The scores of the parts are not finite.", fix="Look for NaN in what they were computed from.")
     order = scores.detach().flatten().argsort(descending=True, stable=True).to(before.device)
     count = len(order)
     place = torch.empty_like(order)

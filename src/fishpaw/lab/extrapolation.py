@@ -102,7 +102,11 @@ def prepare(data: Path | None, seed: int, size: Size) -> Text:
         raise DataError(f"rope's full form reads {CORPUS}, and no folder is named.",
                         fix="Give data, the folder that holds it: --data DIR, or FISHPAW_DATA.")  # fmt: skip
     path = data / CORPUS
-    texts = [str(record.fields["text"]) for record in read_jsonl(path)]
+    texts: list[str] = []
+    for record in read_jsonl(path):
+        if not isinstance(text := record.fields.get("text"), str):
+            raise DataError(f'{record.file}, line {record.line}: no field "text".', fix='Give one {"text": …} a line.')
+        texts.append(text)
     order, longest = numpy.random.default_rng(seed).permutation(len(texts)).tolist(), max(size.lengths) + 1
     unseen: list[str] = []
     known: list[str] = []
@@ -129,9 +133,10 @@ def prepare(data: Path | None, seed: int, size: Size) -> Text:
 
 
 def train(keep: Path, text: Text, seed: int, size: Size, tell: Callable[[str], None]) -> Transformer:
-    """The model, trained in `keep`/training; goes on where a killed run ended, and a run that is there and done is read."""
-    torch.manual_seed(seed)
-    model = Transformer(_config("RoPE", size.length, text.tokens, size))
+    """The model, trained in `keep`/training-… by the text; goes on where a killed run ended, and a run that is there and done is read."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Transformer(_config("RoPE", size.length, text.tokens, size))
     options = Options(steps=size.steps, batch_size=size.rows, learning_rate=size.rate, warmup=0.05, seed=seed, save_seconds=60.0,
                       log_every=50)  # fmt: skip
 
@@ -139,8 +144,8 @@ def train(keep: Path, text: Text, seed: int, size: Size, tell: Callable[[str], N
         if "loss" in record and "step" in record:
             tell(f"training: step {record['step']} of {size.steps}, loss {record['loss']:.3f}")
 
-    fit(model, list(text.pieces), loss=_loss, collate=_collate, options=options, out=keep / "training", digest=text.digest,
-        identity={"size": json.loads(json.dumps(asdict(size)))}, progress=False, report=told)  # fmt: skip
+    fit(model, list(text.pieces), loss=_loss, collate=_collate, options=options, out=keep / f"training-{text.digest[:12]}",
+        digest=text.digest, identity={"size": json.loads(json.dumps(asdict(size)))}, progress=False, report=told)  # fmt: skip
     return model.eval()
 
 

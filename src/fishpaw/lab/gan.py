@@ -107,8 +107,9 @@ def _slope(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> floa
 def _spectral(iterations: int = 50) -> list[Row]:
     layer, judge = nn.Linear(48, 64), discriminator(width=4)
     spectral_norm(layer)
-    for _ in range(iterations):
+    for _ in range(20 * iterations):                                   # many: the first two singular values may be close
         layer(torch.zeros(1, 48))
+    for _ in range(iterations):
         judge(torch.zeros(1, 1, 32, 32))
     layer.eval()
     judge.eval()
@@ -334,10 +335,10 @@ def _compared(runs: Mapping[str, list[dict[str, Any]]], first: Mapping[str, Any]
     pairs = list(zip(runs["dcgan"], runs["self-mod"], strict=True))
     rows += [
         sampled(Words("SELF-MOD's distance is 5 to 35 % below DCGAN's: relative change",
-                      "SELF-MOD 的距离比 DCGAN 低 5–35%：相对变化"), -0.05,
-                [own["distances"][-1] / base["distances"][-1] - 1 for base, own in pairs], relation="<="),
-        sampled(Words("… it comes to DCGAN's last distance in 2/3 of the steps (50 % faster)",
-                      "…达到 DCGAN 最终距离只需 2/3 的步数（快 50%）"), 2 / 3,
+                      "SELF-MOD 的距离比 DCGAN 低 5–35%：相对变化"), -0.2,
+                [own["distances"][-1] / base["distances"][-1] - 1 for base, own in pairs], within=0.15),
+        sampled(Words("… it comes to DCGAN's last distance in 2/3 of the steps (50 % faster); 1 where it never does",
+                      "…达到 DCGAN 最终距离只需 2/3 的步数（快 50%）；从未达到则计 1"), 2 / 3,
                 [_reached(own, base["distances"][-1]) for base, own in pairs], relation="<="),
         sampled(Words("A step of ResNet takes 1.5 times as long as one of DCGAN at least", "ResNet 每步耗时至少为 DCGAN 的 1.5 倍"), 1.5,
                 [large["seconds_per_step"] / small["seconds_per_step"] for small, large in zip(runs["dcgan"], runs["resnet"], strict=True)],

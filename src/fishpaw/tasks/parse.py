@@ -88,6 +88,8 @@ class Parse:
             ids, lengths = [id for piece in pieces for id in piece], [*map(len, pieces)]
         if not ids:
             raise DataError("The text has no token to parse.", fix="Leave out what is blank, or only signs that nobody sees.")
+        if split := [word for word in words if word.split() != [word]]:
+            raise DataError(f"The word {split[0]!r:.40} has white space in it.", fix="Give words without.")
         if 0 in lengths:
             raise DataError(f"The word {words[lengths.index(0)]!r:.40} has no token.", fix="Leave it out.")
         if len(words) > MOST:

@@ -117,8 +117,10 @@ def share(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that a tokenizer puts before a text, and behind it."""
+    """The ids that a tokenizer puts before a text, and behind it. DataError where it has no token for "a", to find out by."""
     whole, bare = tokenizer.encode("a").ids, tokenizer.encode("a", special=False).ids
+    if not bare:
+        raise DataError('The tokenizer makes no token of "a".', fix="Look at its normalizer, or add the letter to its vocabulary.")
     start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
     return tuple(whole[:start]), tuple(whole[start + len(bare) :])
 
